@@ -1,0 +1,140 @@
+"""What every model shares: a strict settings class, and weights files that describe themselves.
+
+A weights file is safetensors: plain tensors, and in its metadata `kind` (the class it belongs to) and `config`
+(JSON, enough to rebuild the module). Reading one executes no code.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pydantic
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class Settings(pydantic.BaseModel):
+    """A frozen group of options: an unknown, missing, mistyped or out-of-range key is an error that names its path."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML follows YAML 1.1, where `1e-4` without a dot is a string."""
+
+
+_FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str):
+    """`text` as plain Python values; `1e-4` is a float. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path) -> dict:
+    """The mapping in the YAML file `path`. Raises FileNotFoundError, or ValueError naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of options, found {type(values).__name__}")
+    return values
+
+
+def replace_file(path, write) -> None:
+    """Calls `write(temporary path)` and renames the result to `path`: a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype = torch.float16, **notes: str) -> None:
+    """Writes `module` as a self-describing safetensors file, floating-point tensors cast to `dtype`.
+
+    `notes` are further metadata (training step, seed, figures), strings only.
+    """
+    tensors = {
+        name: (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()).contiguous().cpu()
+        for name, tensor in module.state_dict().items()
+    }
+    metadata = {"kind": type(module).__name__, "config": config.model_dump_json(), **notes}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`(tensors, metadata)` of a safetensors file, or of a plain `state_dict` written by torch.save (no metadata).
+
+    Floating-point tensors come as float32. Raises FileNotFoundError, or ValueError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        else:
+            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a weights file ({error})") from error
+    except Exception as error:  # pickle.UnpicklingError and its kin: torch refuses what is not plain tensors
+        raise ValueError(f"{path}: refused, it holds more than plain tensors ({type(error).__name__})") from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: expected a state_dict of tensors")
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, metadata
+
+
+def build(cls, path, config=None, section: str | None = None):
+    """A frozen `cls` (eval mode, no gradients) with the weights in `path`, loaded strictly.
+
+    `config` is a settings object, or a YAML file whose `section` holds the settings; left out, the file's own
+    metadata says. Raises ValueError naming the file and what does not fit.
+    """
+    tensors, metadata = read_weights(path)
+    module = cls(config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section))
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit this {cls.__name__}: {error}") from error
+    return module.eval().requires_grad_(False)
+
+
+def _settings(cls, path, metadata: dict[str, str], config, section: str | None) -> Settings:
+    """The settings of a `cls`, from the YAML file `config` or, left out, from the weights file's own metadata."""
+    if config is None:
+        if metadata.get("kind") != cls.__name__:
+            raise ValueError(
+                f"{path}: expected the weights of a {cls.__name__}, found {metadata.get('kind', 'no description')}; "
+                "a plain state_dict needs config=FILE.yml"
+            )
+        source, options = path, metadata.get("config", "")
+    else:
+        source, options = config, read_yaml(config).get(section)
+        if options is None:
+            raise ValueError(f"{config}: expected a section {section!r}, found none")
+    try:
+        return cls.Config.model_validate_json(options) if config is None else cls.Config.model_validate(options)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def file_hash(path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
