@@ -1,0 +1,371 @@
+"""VQGAN (Esser et al. 2021, arXiv:2012.09841): images <-> discrete tokens.
+
+Shapes: b batch, c channels, H W pixels, g = H / downsampling factor (the token grid's side), n = g * g tokens,
+k codes, e code dimension. Outside this file images are in [0, 1]; normalisation is the model's own affair.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.base import Settings, build
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class EncoderConfig(Settings):
+    """`conv` is the lab's stack of ResBlocks; `patch` maps every patch alone, so no token sees its neighbours."""
+
+    kind: Literal["conv", "patch"]
+    stem: int = Field(ge=1, description="width after the first convolution")
+    widths: Widths = Field(description="width of each level (conv) or of the blocks (patch: one value)")
+    blocks: int = Field(ge=1, description="ResBlocks a level, or MLP blocks of the patch encoder")
+    downsample_after: Levels = Field((), description="levels followed by a halving of the resolution (conv)")
+
+
+class DecoderConfig(Settings):
+    """Convolution, ResBlock, attention, ResBlock, then levels of ResBlocks with an upsampling after some."""
+
+    widths: Widths = Field(description="width of each level; the first is the middle's width too")
+    blocks: int = Field(ge=1, description="ResBlocks a level")
+    upsample_after: Levels = Field(description="levels followed by a doubling of the resolution")
+
+
+class CodebookConfig(Settings):
+    codes: int = Field(ge=2, description="number of codes, k")
+    dim: int = Field(ge=1, description="dimension of a code, e")
+    l2_normalised: bool = Field(False, description="compare directions only (ViT-VQGAN, arXiv:2110.04627)")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="EMA codebook update (VQ-VAE, A.1); 0: learn by gradient")
+    reseed_below: float = Field(0.0, ge=0, description="EMA uses a step under which a code is re-seeded; 0: never")
+    commitment: float = Field(0.25, ge=0, description="weight beta of |z_e - sg(z_q)|^2")
+
+
+class VQGANConfig(Settings):
+    """Everything that rebuilds a VQGAN."""
+
+    image_size: int = Field(64, ge=4)
+    latent: int = Field(ge=1, description="width between encoder and quant_conv")
+    norm_groups: int = Field(32, ge=1, description="groups of GroupNorm")
+    attention_resolution: int = Field(16, ge=1, description="side at which attention follows each ResBlock")
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    codebook: CodebookConfig
+
+    @property
+    def factor(self) -> int:
+        """Pixels a token's side."""
+        return 2 ** len(self.decoder.upsample_after)
+
+    @property
+    def grid(self) -> int:
+        """Tokens a side."""
+        return self.image_size // self.factor
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        encoder, decoder = self.encoder, self.decoder
+        if self.image_size % self.factor:
+            raise ValueError(f"image_size {self.image_size} is no multiple of the downsampling factor {self.factor}")
+        if encoder.kind == "conv" and len(encoder.downsample_after) != len(decoder.upsample_after):
+            raise ValueError("encoder.downsample_after and decoder.upsample_after must be equally long")
+        if encoder.kind == "patch" and (encoder.downsample_after or len(encoder.widths) != 1):
+            raise ValueError("encoder.kind patch takes one width and no downsample_after: it cuts patches at once")
+        for name, levels, widths in (
+            ("encoder.downsample_after", encoder.downsample_after, encoder.widths),
+            ("decoder.upsample_after", decoder.upsample_after, decoder.widths),
+        ):
+            if any(level >= len(widths) for level in levels) or len(set(levels)) != len(levels):
+                raise ValueError(f"{name} {levels}: levels are numbered 0..{len(widths) - 1}, each at most once")
+        normed = decoder.widths + (() if encoder.kind == "patch" else (encoder.stem, *encoder.widths))
+        if any(width % self.norm_groups for width in normed):
+            raise ValueError(f"norm_groups {self.norm_groups} must divide every width, found {normed}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, found {self.std}")
+        return self
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm under the lab's key `gn`."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.gn = nn.GroupNorm(groups, width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gn(x)
+
+
+class ResBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x))))), with a 1x1 convolution on the skip where the width changes."""
+
+    def __init__(self, width_in: int, width: int, groups: int):
+        super().__init__()
+        self.block = nn.Sequential(
+            GroupNorm(width_in, groups),
+            nn.SiLU(),
+            nn.Conv2d(width_in, width, 3, padding=1),
+            GroupNorm(width, groups),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        if width_in != width:
+            self.channel_up = nn.Conv2d(width_in, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.channel_up(x) if hasattr(self, "channel_up") else x
+        return skip + self.block(x)
+
+
+class NonLocalBlock(nn.Module):
+    """Single-head self-attention over the pixels of a feature map, softmax(q.k / sqrt(c)), with a residual."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(width, groups)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, h, w)
+        b, c, h, w = x.shape
+        normed = self.norm(x)
+        q, k, v = (conv(normed).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (b, h*w, c)
+        weights = torch.softmax(q @ k.transpose(1, 2) * c**-0.5, dim=-1)  # (b, h*w, h*w)
+        mixed = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(b, c, h, w)
+        return x + self.proj_out(mixed)
+
+
+class Downsample(nn.Module):
+    """Halves the side: pads right and bottom by one, then a convolution of stride 2."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the side: nearest neighbour, then a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ConvEncoder(nn.Module):
+    """images (b, 3, H, W), normalised -> latents (b, latent, g, g); the lab's layout, keys included."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        encoder, groups = config.encoder, config.norm_groups
+        width, side = encoder.stem, config.image_size
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
+        for level, target in enumerate(encoder.widths):
+            for _ in range(encoder.blocks):
+                layers.append(ResBlock(width, target, groups))
+                width = target
+                if side == config.attention_resolution:
+                    layers.append(NonLocalBlock(width, groups))
+            if level in encoder.downsample_after:
+                layers.append(Downsample(width))
+                side //= 2
+        layers += [ResBlock(width, width, groups), NonLocalBlock(width, groups), ResBlock(width, width, groups)]
+        layers += [GroupNorm(width, groups), nn.SiLU(), nn.Conv2d(width, config.latent, 3, padding=1)]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+class PatchMLP(nn.Module):
+    """x + MLP(norm(x)), each position alone; the norm is over channels, so nothing crosses positions."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, g, g, c)
+        return x + self.mlp(self.norm(x))
+
+
+class PatchEncoder(nn.Module):
+    """images (b, 3, H, W), normalised -> latents (b, latent, g, g), every patch encoded without its neighbours.
+
+    A hole can therefore never change a known token: the leak of a convolutional encoder (its norms and attention
+    see the whole picture) is gone by construction, as in PUT (Liu et al. 2022, arXiv:2205.05076).
+    """
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        width = config.encoder.widths[-1]
+        self.patchify = nn.Conv2d(3, config.encoder.stem, config.factor, stride=config.factor)
+        self.stem = nn.Linear(config.encoder.stem, width)
+        self.blocks = nn.Sequential(*(PatchMLP(width) for _ in range(config.encoder.blocks)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.latent))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patchify(images).permute(0, 2, 3, 1)  # (b, g, g, stem)
+        return self.head(self.blocks(self.stem(x))).permute(0, 3, 1, 2)
+
+
+class Decoder(nn.Module):
+    """latents (b, latent, g, g) -> images (b, 3, H, W), normalised; the lab's layout, keys included."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        decoder, groups = config.decoder, config.norm_groups
+        width, side = decoder.widths[0], config.grid
+        layers: list[nn.Module] = [nn.Conv2d(config.latent, width, 3, padding=1)]
+        layers += [ResBlock(width, width, groups), NonLocalBlock(width, groups), ResBlock(width, width, groups)]
+        for level, target in enumerate(decoder.widths):
+            for _ in range(decoder.blocks):
+                layers.append(ResBlock(width, target, groups))
+                width = target
+                if side == config.attention_resolution:
+                    layers.append(NonLocalBlock(width, groups))
+            if level in decoder.upsample_after:
+                layers.append(Upsample(width))
+                side *= 2
+        layers += [GroupNorm(width, groups), nn.Conv2d(width, 3, 3, padding=1)]  # no activation: the lab's layout
+        self.model = nn.Sequential(*layers)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The last convolution's weight, where the adaptive GAN weight compares gradients (VQGAN eq. 7)."""
+        return self.model[-1].weight
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.model(latents)
+
+
+class Codebook(nn.Module):
+    """k code vectors and the nearest-neighbour quantiser with a straight-through gradient (VQ-VAE, 1711.00937)."""
+
+    def __init__(self, config: CodebookConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.codes, config.dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.codes, 1 / config.codes)
+        if config.l2_normalised:
+            nn.init.normal_(self.embedding.weight)
+        if config.ema_decay:
+            self.embedding.weight.requires_grad_(False)
+            self.register_buffer("uses", torch.ones(config.codes))
+            self.register_buffer("sums", self.vectors().clone())
+
+    def vectors(self) -> Tensor:
+        """The code vectors (k, e) as they are compared and decoded."""
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=-1) if self.config.l2_normalised else weight
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        """Latents (b, e, g, g) -> vectors (b, g, g, e) in the space of the codes, float32."""
+        vectors = latents.permute(0, 2, 3, 1).float()
+        return F.normalize(vectors, dim=-1) if self.config.l2_normalised else vectors
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """vectors (..., e) -> ids (...) of the nearest code by Euclidean distance, |x|^2 left out as constant."""
+        codes = self.vectors()
+        with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 distances choose other codes
+            return (codes.square().sum(-1) - 2 * vectors @ codes.T).argmin(-1)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """latents (b, e, g, g) -> straight-through codes (b, e, g, g), ids (b, n), loss ().
+
+        loss = |sg(z_e) - z_q|^2 + beta |z_e - sg(z_q)|^2 (VQ-VAE eq. 3); an EMA codebook drops the first term.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            vectors = self.prepare(latents)  # (b, g, g, e)
+            ids = self.nearest(vectors.detach())  # (b, g, g)
+            if self.training and self.config.ema_decay:
+                self._update(vectors.detach().flatten(0, 2), ids.flatten())
+            chosen = F.embedding(ids, self.vectors())
+            loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
+            if not self.config.ema_decay:
+                loss = loss + F.mse_loss(chosen, vectors.detach())
+            codes = vectors + (chosen - vectors).detach()
+        return codes.permute(0, 3, 1, 2), ids.flatten(1), loss
+
+    @torch.no_grad()
+    def _update(self, vectors: Tensor, ids: Tensor) -> None:
+        """EMA of each code's uses and of the sum of its vectors; rarely used codes jump to vectors of this batch."""
+        decay, k = self.config.ema_decay, self.config.codes
+        uses = torch.zeros_like(self.uses).index_add_(0, ids, torch.ones_like(ids, dtype=self.uses.dtype))
+        self.uses.lerp_(uses, 1 - decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, ids, vectors), 1 - decay)
+        dead = self.uses < self.config.reseed_below
+        draws = vectors[torch.randint(len(vectors), (k,), device=vectors.device)]
+        self.sums[dead] = draws[dead]
+        self.uses[dead] = 1.0
+        centres = self.sums / self.uses.clamp_min(1e-5)[:, None]
+        self.embedding.weight.copy_(F.normalize(centres, dim=-1) if self.config.l2_normalised else centres)
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook, decoder. Keys and arithmetic are those of the lab's VQGAN.pt when configured as lab.yml."""
+
+    Config = VQGANConfig
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = ConvEncoder(config) if config.encoder.kind == "conv" else PatchEncoder(config)
+        self.decoder = Decoder(config)
+        self.codebook = Codebook(config.codebook)
+        self.quant_conv = nn.Conv2d(config.latent, config.codebook.dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.codebook.dim, config.latent, 1)
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(config.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(shape), persistent=False)
+
+    @classmethod
+    def load(cls, path, config=None) -> "VQGAN":
+        """The frozen VQGAN in `path`; the lab's VQGAN.pt needs `config`: settings, or a YAML with a `vqgan` section.
+
+        Raises FileNotFoundError, or ValueError that names the file and what does not fit.
+        """
+        return build(cls, path, config, section="vqgan")
+
+    def latents(self, images: Tensor) -> Tensor:
+        """images (b, 3, H, W) in [0, 1] -> latents (b, e, g, g) before quantisation."""
+        size = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"images: expected (b, 3, {size}, {size}), found {tuple(images.shape)}")
+        return self.quant_conv(self.encoder((images - self.mean) / self.std))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (b, 3, H, W) in [0, 1] -> tokens (b, n) in 0..k-1, row by row."""
+        return self.codebook.nearest(self.codebook.prepare(self.latents(images))).flatten(1)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes (b, e, g, g) -> images (b, 3, H, W) around [0, 1], not clipped."""
+        return self.decoder(self.post_quant_conv(codes)) * self.std + self.mean
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1]."""
+        side = math.isqrt(tokens.shape[-1])
+        if tokens.ndim != 2 or side != self.config.grid or side * side != tokens.shape[-1]:
+            raise ValueError(f"tokens: expected (b, {self.config.grid**2}), found {tuple(tokens.shape)}")
+        codes = F.embedding(tokens, self.codebook.vectors())  # (b, n, e)
+        codes = codes.transpose(1, 2).reshape(len(tokens), -1, side, side)
+        return self.decode_codes(codes).float().clamp(0, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """images (b, 3, H, W) in [0, 1] -> reconstruction (not clipped), tokens (b, n), codebook loss ()."""
+        codes, tokens, loss = self.codebook(self.latents(images))
+        return self.decode_codes(codes), tokens, loss
