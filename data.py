@@ -1,0 +1,188 @@
+"""Pictures and masks: the one place where files become tensors and tensors become files.
+
+Every conversion of value range and polarity happens here, once:
+  images  uint8 (N, 3, H, W) in memory; `to_float` gives [0, 1]
+  hole    bool (N, 1, H, W), True = missing; on disk 0 = hole, 255 = known (as in the lab)
+"""
+
+import csv
+import re
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) -> float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (..., 3, H, W) in [0, 1] -> uint8, rounded; values outside are clipped."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def file_number(path: Path) -> int | None:
+    """The last run of digits in a file's stem: 12 for `mask_012.png`, None for `cat.png`."""
+    digits = re.findall(r"\d+", Path(path).stem)
+    return int(digits[-1]) if digits else None
+
+
+def list_images(folder) -> list[Path]:
+    """The picture files of `folder`, by number, then by name. Raises ValueError where there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")
+    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    if not files:
+        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
+    return sorted(files, key=lambda path: (file_number(path) or 0, path.name))
+
+
+def pair(images: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
+    """Images and masks by order; their numbers must agree. Raises ValueError naming the first two that do not."""
+    if len(images) != len(masks):
+        raise ValueError(
+            f"{len(images)} images in {images[0].parent} but {len(masks)} masks in {masks[0].parent}: "
+            "each image needs its mask"
+        )
+    for image, mask in zip(images, masks, strict=True):
+        numbers = file_number(image), file_number(mask)
+        if None not in numbers and numbers[0] != numbers[1]:
+            raise ValueError(f"{image} would be paired with {mask}: their numbers differ")
+    return list(zip(images, masks, strict=True))
+
+
+def open_upright(path) -> Image.Image:
+    """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture)
+    except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """`picture` in `mode` ("RGB" or "L"), 16-bit greys scaled to 8 bits (Pillow alone would clip them)."""
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        picture = Image.fromarray((values // 257).clip(0, 255).astype(np.uint8))
+    return picture.convert(mode)
+
+
+def square(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The centre square of `picture`, resized to (size, size); untouched where it is that size already."""
+    return picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size), resample)
+
+
+def read_image(path, size: int | None = None) -> np.ndarray:
+    """uint8 (H, W, 3): RGB, upright, centre-cropped and resized (Lanczos) to `size` unless that is None."""
+    picture = to_mode(open_upright(path), "RGB")
+    return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
+
+
+def read_hole(path, size: int | None = None) -> np.ndarray:
+    """bool (H, W), True = missing: the mask's pixels darker than 128, cropped and resized as `read_image` does."""
+    picture = to_mode(open_upright(path), "L")
+    return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
+
+
+def write_image(path, pixels: np.ndarray) -> None:
+    """Writes uint8 (H, W) or (H, W, 3) as a picture; the folder is made where it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """One image, uint8 (3, H, W) -> uint8 (H, W, 3)."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def _read_all(read, paths: list[Path], size: int | None, workers: int) -> Tensor:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        arrays = list(pool.map(lambda path: read(path, size), paths))
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise ValueError(f"{path} is {array.shape[1]}x{array.shape[0]}, but {paths[0]} is "
+                             f"{arrays[0].shape[1]}x{arrays[0].shape[0]}: one size is needed")  # fmt: skip
+    return torch.from_numpy(np.stack(arrays))
+
+
+class ImageFolder(Dataset):
+    """The pictures of one folder (or a list of files), decoded once and kept as uint8 in memory.
+
+    `images` is (N, 3, size, size) uint8 and `paths` names them in order; `size=None` keeps the files' own size,
+    which must then be one. Item i is `images[i]`.
+    """
+
+    def __init__(self, source, size: int | None = None, workers: int = 4):
+        self.paths = list(source) if isinstance(source, list | tuple) else list_images(source)
+        self.images = _read_all(read_image, self.paths, size, workers).permute(0, 3, 1, 2).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index) -> Tensor:
+        return self.images[index]
+
+
+def read_holes(paths: list[Path], size: int | None = None, workers: int = 4) -> Tensor:
+    """The masks `paths` as hole (N, 1, H, W) bool, True = missing."""
+    return _read_all(read_hole, paths, size, workers)[:, None]
+
+
+def read_truth(source) -> Tensor:
+    """True images as uint8 (N, 3, H, W) from a folder, an .npz (array `images`, or its first, (N, H, W, 3)) or the
+    lab's test_gt.csv (a header, then rows of H*W*3 integers in H, W, C order). Raises ValueError naming the file."""
+    source = Path(source)
+    if source.is_dir():
+        return ImageFolder(source).images
+    if not source.is_file():
+        raise ValueError(f"{source}: no such folder or file of true images")
+    if source.suffix == ".npz":
+        array = _read_npz(source)
+    elif source.suffix == ".csv":
+        array = _read_csv(source)
+    else:
+        raise ValueError(f"{source}: true images come as a folder, an .npz or a .csv file")
+    if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+        raise ValueError(f"{source}: expected uint8 (N, H, W, 3), found {array.dtype} {array.shape}")
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path), np.load(path) as arrays:  # np.load alone would take an .npy or a pickle
+            return arrays["images" if "images" in arrays else arrays.files[0]]
+    except (zipfile.BadZipFile, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
+
+
+def _read_csv(path: Path) -> np.ndarray:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))[1:]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a .csv file ({error})") from error
+    side = round((len(rows[0]) / 3) ** 0.5) if rows else 0
+    images = []
+    for number, row in enumerate(rows, start=2):
+        if len(row) != side * side * 3 or not row:
+            raise ValueError(f"{path}, line {number}: {len(row)} values, expected H*W*3 of a square image")
+        try:
+            images.append(np.array(row, dtype=np.int64))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if images[-1].min() < 0 or images[-1].max() > 255:
+            raise ValueError(f"{path}, line {number}: values outside 0..255")
+    if not images:
+        raise ValueError(f"{path}: no rows after the header")
+    return np.stack(images).astype(np.uint8).reshape(-1, side, side, 3)
