@@ -1,0 +1,236 @@
+"""Iterative parallel decoding: the options, one pure decode step, and the one sampling loop of the repository.
+
+    tokens      (b, n)     long   codes 0..k-1; mask_id = k where hidden
+    hidden      (b, n)     bool   tokens to predict, True = hidden
+    logits      (b, n, k)  float  what a transformer says of every token
+    confidence  (b, n)     float  probability of the chosen code, in [0, 1]
+
+b batch, n tokens, k codes, m hidden tokens of the whole batch, T iterations, t the step 1..T, r = t / T.
+The loop sees `predict: tokens (b, n) -> logits (b, n, k)`, never a model, a trainer or a device.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+
+from masks import schedule
+from models.base import Settings
+
+
+class DecodingConfig(Settings):
+    """How hidden tokens are decoded: MaskGIT (arXiv 2202.04200, section 3.2) and its kin."""
+
+    total_iter: int = pydantic.Field(10, ge=1, description="T, iterations that the mask schedule is laid out over")
+    sweet_spot: int = pydantic.Field(10, ge=1, description="iteration, at most T, that fills everything still hidden")
+    mask_func: str = pydantic.Field("cosine", description="mask schedule: cosine, linear, square, cubic or sqrt")
+    sampler: Literal["maskgit", "lab", "random"] = pydantic.Field(
+        "maskgit", description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), or random"
+    )
+    temperature: float = pydantic.Field(
+        4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r"
+    )
+    sampling_temperature: float = pydantic.Field(1.0, ge=0, description="temperature of the codes; 0 takes the argmax")
+    top_k: int = pydantic.Field(0, ge=0, description="codes are drawn from the k most probable ones; 0 = from all")
+
+    @pydantic.field_validator("mask_func")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        schedule(name)  # raises ValueError that lists the known names
+        return name
+
+    @pydantic.model_validator(mode="after")
+    def _stops_in_time(self):
+        if self.sweet_spot > self.total_iter:
+            raise ValueError(f"sweet_spot = {self.sweet_spot} must be at most total_iter = {self.total_iter}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The tokens after one iteration."""
+
+    step: int  # 1-based
+    tokens: Tensor  # (b, n) long, mask_id where still hidden
+    hidden: Tensor  # (b, n) bool
+    confidence: Tensor  # (b, n) float32, 1 for tokens known from the start; where still hidden, of the code not taken
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def sample(
+    predict: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    hidden: Tensor,
+    mask_id: int,
+    config: DecodingConfig,
+    seeds: Sequence[int],
+) -> Iterator[State]:
+    """Decodes the hidden tokens, yielding a State after every iteration; in the last one nothing is hidden.
+
+    predict: tokens (b, n), mask_id where hidden, -> logits (b, n, k) of any float type, k <= mask_id
+    tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden; hidden (b, n) bool; neither is modified
+    seeds: b integers >= 0. Image i's draws at step t are a function of (seeds[i], t) alone, made on the CPU: its
+    result depends neither on the rest of the batch nor on the device that draws.
+
+    Known and decided tokens are never sampled again. Without a hidden token anywhere there is one State, the tokens
+    as they are, and no call of `predict`. Runs without gradients.
+    Raises ValueError, at once, for tensors or seeds that do not fit, and while iterating for logits that do not.
+    """
+    seeds = _check_inputs(tokens, hidden, mask_id, seeds)
+    start = State(0, tokens.masked_fill(hidden, mask_id), hidden, torch.ones(tokens.shape, device=tokens.device))
+    return _iterate(predict, start, mask_id, config, seeds)
+
+
+def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config: DecodingConfig, seeds: Sequence[int]) -> Tensor:
+    """The tokens (b, n) of the last state of `sample`, whose arguments these are."""
+    for state in sample(predict, tokens, hidden, mask_id, config, seeds):
+        tokens = state.tokens
+    return tokens
+
+
+def _iterate(predict, state: State, mask_id: int, config: DecodingConfig, seeds: list[int]) -> Iterator[State]:
+    count = left = state.hidden.sum(dim=1).cpu()  # (b), the counts stay on the CPU: asking for them waits for no GPU
+    if not left.any():
+        yield State(1, state.tokens, state.hidden, state.confidence)
+    while left.any():
+        with torch.no_grad():
+            logits = predict(state.tokens)
+        _check_logits(logits, state.tokens, mask_id)
+        left = still_hidden(count, left, state.step + 1, config)
+        state = decode_step(state, logits, left, draws(seeds, state.step + 1, state.tokens.shape[1]), config)
+        yield state
+
+
+# --- one step, in pure functions --------------------------------------------------------------------------------------
+
+
+def still_hidden(count: Tensor, left: Tensor, step: int, config: DecodingConfig) -> Tensor:
+    """How many tokens of each image stay hidden after `step`: floor(schedule(step / T) count), (b) long, on the CPU.
+
+    count (b): hidden at the start; left (b): hidden before this step. At least one token is decided wherever any is
+    left, none comes back, and at `sweet_spot` nothing is left.
+    """
+    if step >= config.sweet_spot:
+        return torch.zeros_like(left)
+    fraction = schedule(config.mask_func)(step / config.total_iter)
+    # 1e-9: in binary (1 - 0.9) * 100 is 9.999999999999998, which must count as 10
+    target = (count.double() * fraction + 1e-9).floor().long()
+    return torch.minimum(target, left - 1).clamp(min=0)
+
+
+def draws(seeds: Sequence[int], step: int, n: int) -> Tensor:
+    """Uniforms in [0, 1) of one step, (b, 2, n) float32: for each token one for its code and one for its rank.
+
+    NumPy's SeedSequence mixes all bits of (seed, step); torch's CPU generator would keep only 32 bits of a seed.
+    """
+    uniforms = np.empty((len(seeds), 2, n), dtype=np.float32)
+    for image, seed in zip(uniforms, seeds, strict=True):
+        np.random.default_rng([seed, step]).random(out=image, dtype=np.float32)
+    return torch.from_numpy(uniforms)
+
+
+def decode_step(state: State, logits: Tensor, left: Tensor, uniforms: Tensor, config: DecodingConfig) -> State:
+    """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
+
+    logits (b, n, k), uniforms (b, 2, n) as `draws` gives them; a pure function. The confidence is the probability
+    of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the official
+    MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model thinks
+    of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
+    """
+    hidden, step = state.hidden, state.step + 1
+    code_draw, rank_draw = uniforms.to(hidden.device).unbind(dim=1)  # (b, n) each
+    rows = logits[hidden].float()  # (m, k): known tokens need no look
+    codes = choose_codes(rows, code_draw[hidden], config)  # (m)
+    log_p = (rows.gather(1, codes[:, None])[:, 0] - rows.logsumexp(dim=1)).clamp(max=0)  # (m)
+    if log_p.isnan().any():
+        raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
+
+    score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided
+    score[hidden] = rank_score(log_p, rank_draw[hidden], step / config.total_iter, config)
+    rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = least confident; no two alike, so counts are exact
+    stays = rank < left.to(hidden.device)[:, None]
+
+    proposed = state.tokens.masked_scatter(hidden, codes)
+    confidence = state.confidence.masked_scatter(hidden, log_p.exp())
+    return State(step, torch.where(stays, state.tokens, proposed), stays, confidence)
+
+
+def choose_codes(logits: Tensor, uniform: Tensor, config: DecodingConfig) -> Tensor:
+    """One code for each row of logits (m, k) float32, by inverse CDF at uniform (m) in [0, 1): (m) long."""
+    if config.sampling_temperature == 0:
+        return logits.argmax(dim=1)
+    top, ids = logits, None
+    if 0 < config.top_k < logits.shape[1]:
+        top, ids = logits.topk(config.top_k, dim=1)  # exactly top_k columns, even with ties
+    # the maximum first, or a small temperature overflows; below 1e-6 float32 knows the argmax only
+    scaled = (top - top.amax(dim=1, keepdim=True)) / max(config.sampling_temperature, 1e-6)
+    index = _invert(scaled.softmax(dim=1), uniform)
+    return index if ids is None else ids.gather(1, index[:, None])[:, 0]
+
+
+def _invert(p: Tensor, uniform: Tensor) -> Tensor:
+    """The first index whose cumulated p (m, k) exceeds uniform (m) times the row's total: (m) long, p[index] > 0."""
+    cdf = p.cumsum(dim=1)
+    index = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).clamp(max=p.shape[1] - 1)  # (m, 1)
+    # rounding (a uniform next to 1, or the GPU's parallel sum) may end on a code of probability 0: step back from it
+    stray = (p.gather(1, index) == 0)[:, 0]
+    ids = torch.arange(p.shape[1], device=p.device)
+    index[stray] = (ids * ((p[stray] > 0) & (ids < index[stray]))).amax(dim=1, keepdim=True)
+    return index[:, 0]
+
+
+def rank_score(log_p: Tensor, uniform: Tensor, r: float, config: DecodingConfig) -> Tensor:
+    """What hidden tokens are ranked by, (m) float32, the highest is decided first; log_p and uniform (m), r in (0, 1].
+
+    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; random: Gumbel alone.
+    """
+    gumbel = -(-uniform.clamp(min=2**-25).log()).log()  # float32 uniforms are multiples of 2^-24: 0 stands for less
+    if config.sampler == "random":
+        return gumbel
+    confidence = log_p if config.sampler == "maskgit" else log_p.exp()
+    return confidence + config.temperature * (1 - r) * gumbel
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, seeds: Sequence[int]) -> list[int]:
+    if tokens.dtype != torch.long or tokens.ndim != 2:
+        raise ValueError(f"tokens: expected (b, n) of torch.int64, found {tuple(tokens.shape)} of {tokens.dtype}")
+    if hidden.dtype != torch.bool or hidden.shape != tokens.shape:
+        raise ValueError(
+            f"hidden: expected {tuple(tokens.shape)} of torch.bool, as tokens is; "
+            f"found {tuple(hidden.shape)} of {hidden.dtype}"
+        )
+    if hidden.device != tokens.device:
+        raise ValueError(f"hidden: expected on {tokens.device}, where tokens are, found on {hidden.device}")
+    if len(seeds) != len(tokens):
+        raise ValueError(f"seeds: expected one for each of the {len(tokens)} images, found {len(seeds)}")
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise ValueError(f"seeds: expected integers, found {list(seeds)}") from error
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"seeds: expected integers >= 0, found {min(seeds)}")
+    outside = tokens[~hidden & ((tokens < 0) | (tokens >= mask_id))]
+    if len(outside):
+        raise ValueError(
+            f"tokens: expected known ids in 0..{mask_id - 1} (mask_id = {mask_id}), found {outside.unique()}"
+        )
+    return seeds
+
+
+def _check_logits(logits: Tensor, tokens: Tensor, mask_id: int) -> None:
+    shape, (b, n) = tuple(logits.shape), tokens.shape
+    if len(shape) != 3 or shape[:2] != (b, n) or not 1 <= shape[2] <= mask_id or not logits.is_floating_point():
+        raise ValueError(
+            f"predict: expected floating-point logits ({b}, {n}, k) with 1 <= k <= mask_id = {mask_id}, "
+            f"found {shape} of {logits.dtype}"
+        )
