@@ -1,0 +1,293 @@
+"""How good are the filled images: distances between two sets, errors inside the hole, use of the codes.
+
+Sets:   `Moments`, `frechet_distance` and `kid` on features (n, d) of `InceptionFeatures` (FID) or `VGG16Features`.
+Pairs:  `psnr`, `hole_psnr`, `hole_l1`, `hole_ssim` on images (b, 3, H, W) in [0, 1] and hole (b, 1, H, W) bool,
+        True = missing.
+Codes:  `code_usage` and `perplexity` of tokens of any shape, ids 0..k-1.
+
+Shapes: b batch, n images, d features an image, k codes, c channels, H W pixels.
+"""
+
+import http.client
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torchvision
+from pytorch_fid import inception
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from models.base import read_weights
+
+# --- two sets of images -----------------------------------------------------------------------------------------------
+
+
+class Moments:
+    """Mean and unbiased covariance of features that arrive in batches, in float64 (Chan et al. 1983, eq. 2.1).
+
+    Batches are merged around their own means, so a large common offset costs no digits.
+    """
+
+    def __init__(self, dimensions: int):
+        self.n = 0
+        self.mean = np.zeros(dimensions)  # (d,)
+        self._scatter = np.zeros((dimensions, dimensions))  # sum of (x - mean)(x - mean)^T
+
+    def update(self, features) -> None:
+        """Adds features (b, d), a Tensor or an array. Raises ValueError for another shape, NaN or infinity."""
+        batch = np.asarray(features.detach().cpu() if isinstance(features, Tensor) else features, dtype=np.float64)
+        if batch.ndim != 2 or batch.shape[1] != len(self.mean) or not len(batch):
+            raise ValueError(f"expected features (b, {len(self.mean)}) with b >= 1, found {batch.shape}")
+        if not np.isfinite(batch).all():
+            raise ValueError("features hold NaN or infinity")
+        mean = batch.mean(axis=0)
+        shift, n = mean - self.mean, self.n + len(batch)
+        centred = batch - mean
+        self._scatter += centred.T @ centred + np.outer(shift, shift) * (self.n * len(batch) / n)
+        self.mean = self.mean + shift * (len(batch) / n)
+        self.n = n
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased (n - 1) covariance (d, d). Raises ValueError below two samples."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 images, found {self.n}")
+        return self._scatter / (self.n - 1)
+
+
+def frechet_distance(mean1, cov1, mean2, cov2) -> float:
+    """Squared Frechet (Wasserstein-2) distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    Heusel et al. 2017 (arXiv 1706.08500), eq. 6. C1 C2 has the eigenvalues of the symmetric R C2 R, R = C1^(1/2), so
+    two symmetric eigenproblems give the trace exactly, for rank-deficient covariances too (fewer images than features),
+    where a general matrix square root turns unstable.
+
+    Means (d,), covariances (d, d), symmetric. Raises ValueError for shapes that do not agree, NaN or infinity.
+    """
+    mean1, cov1, mean2, cov2 = (np.asarray(array, dtype=np.float64) for array in (mean1, cov1, mean2, cov2))
+    d = mean1.size
+    for name, array, shape in (("mean2", mean2, (d,)), ("cov1", cov1, (d, d)), ("cov2", cov2, (d, d))):
+        if array.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape} as mean1 has {d} features, found {array.shape}")
+    if not all(np.isfinite(array).all() for array in (mean1, cov1, mean2, cov2)):
+        raise ValueError("means and covariances must be finite")
+    values, vectors = np.linalg.eigh(cov1)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T  # rounding makes zeros slightly negative
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(min=0)).sum()
+    distance = np.sum((mean1 - mean2) ** 2) + np.trace(cov1) + np.trace(cov2) - 2 * cross
+    return max(float(distance), 0.0)
+
+
+def kid(features1, features2, subsets: int = 100, subset_size: int = 500, *, rng) -> tuple[float, float]:
+    """Kernel Inception Distance of features (n, d): (mean, standard deviation) of MMD^2 over random subsets.
+
+    Binkowski et al. 2018 (arXiv 1801.01401): kernel (x.y / d + 1)^3, unbiased estimate (eq. 4), so equal distributions
+    give values around 0, negative ones too. `rng` is a numpy Generator. Raises ValueError when a set is smaller than
+    `subset_size`: values of other subset sizes scatter differently, so it is not shrunk silently.
+    """
+    sets = [np.asarray(features, dtype=np.float64) for features in (features1, features2)]
+    if sets[0].ndim != 2 or sets[1].ndim != 2 or sets[0].shape[1] != sets[1].shape[1]:
+        raise ValueError(f"expected features (n, d) of one d, found {sets[0].shape} and {sets[1].shape}")
+    if subsets < 1 or subset_size < 2:
+        raise ValueError(f"expected subsets >= 1 and subset_size >= 2, found {subsets} and {subset_size}")
+    for number, features in enumerate(sets, start=1):
+        if len(features) < subset_size:
+            raise ValueError(
+                f"features{number} holds n = {len(features)} images, fewer than subset_size = {subset_size}: "
+                "give more images or a smaller subset_size"
+            )
+    values = [_mmd2(*(rng.permutation(x)[:subset_size] for x in sets)) for _ in range(subsets)]
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased MMD^2 of x (m, d) and y (m, d): the diagonals of k(x, x) and k(y, y) are left out."""
+    m, d = x.shape
+    xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    return (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean()
+
+
+# --- feature networks -------------------------------------------------------------------------------------------------
+
+
+class WeightsError(RuntimeError):
+    """A feature network's weights could not be had; the message says what to fetch and where to put it."""
+
+
+class VGG16Features(nn.Module):
+    """relu5_3 of an ImageNet VGG16, averaged over space: images (b, 3, H, W) in [0, 1] -> (b, 512).
+
+    Images keep their own size (H and W at least 16). `weights` holds `features.N.weight|bias` for N = 0..28, as
+    .safetensors or as torchvision's vgg16 .pth; other keys (classifier, LPIPS heads) are ignored. The Frechet distance
+    of these features is not the FID. Raises FileNotFoundError, or ValueError naming the file.
+    """
+
+    label = "FD-VGG16"
+    dimensions = 512
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights_file = Path(weights)
+        with torch.device("meta"):  # spares 138 M random numbers
+            self.layers = torchvision.models.vgg16(weights=None).features[:30]  # 29 = relu5_3
+        (state, _), prefix = read_weights(weights), "features."
+        layers = {name: state.get(prefix + name) for name in self.layers.state_dict()}
+        missing = [prefix + name for name, tensor in layers.items() if tensor is None]
+        if missing:
+            raise ValueError(f"{weights}: not the weights of a VGG16, no {', '.join(missing)} in it")
+        try:
+            self.layers.load_state_dict({name: tensor.float() for name, tensor in layers.items()}, assign=True)
+        except RuntimeError as error:
+            raise ValueError(f"{weights}: does not fit a VGG16: {error}") from error
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if min(images.shape[-2:]) < 16:
+            raise ValueError(f"VGG16 features need images of at least 16x16 pixels, found {tuple(images.shape)}")
+        maps = self.layers((images - self.mean) / self.deviation)  # (b, 512, H/16, W/16)
+        return maps.mean(dim=(2, 3))
+
+
+class InceptionFeatures(nn.Module):
+    """pytorch-fid's Inception network (final average pooling): images (b, 3, H, W) in [0, 1] -> (b, 2048).
+
+    It resizes to 299x299 itself. `weights` names pytorch-fid's weights file; without it the file is taken from torch
+    hub's folder, where it is downloaded on first use and checked. Raises WeightsError when the download fails,
+    FileNotFoundError, or ValueError naming a file that does not fit.
+    """
+
+    label = "FID"
+    dimensions = 2048
+    published_hash = "6726825d"  # how the SHA-256 of pytorch-fid's file begins; another file gives another distance
+
+    def __init__(self, weights=None):
+        super().__init__()
+        self.weights_file = self._downloaded() if weights is None else Path(weights)
+        state, _ = read_weights(self.weights_file)
+        block = inception.InceptionV3.BLOCK_INDEX_BY_DIM[self.dimensions]
+        try:  # pytorch-fid has no argument for the file: its loader is replaced while the network is built
+            with mock.patch.object(inception, "load_state_dict_from_url", lambda url, progress: state):
+                self.network = inception.InceptionV3([block])
+        except RuntimeError as error:
+            raise ValueError(f"{self.weights_file}: does not fit pytorch-fid's Inception: {error}") from error
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def _downloaded(cls) -> Path:
+        """Where pytorch-fid keeps its weights file, fetched if it is not there yet."""
+        url = inception.FID_WEIGHTS_URL
+        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+        if file.is_file():
+            return file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=cls.published_hash)
+        except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
+            raise WeightsError(
+                f"the Inception weights could not be downloaded ({error}). Fetch {url} where there is a network "
+                f"and save it as {file}, or pass it with --feature-weights FILE"
+            ) from error
+        return file
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0].flatten(1)  # (b, 2048, 1, 1) -> (b, 2048)
+
+
+FEATURES = {"inception": InceptionFeatures, "vgg16": VGG16Features}
+
+
+def feature_network(name: str, weights=None) -> nn.Module:
+    """The frozen network `name` of FEATURES, its weights from the file `weights`.
+
+    Raises ValueError for an unknown name, and where weights are needed but not given; the networks' own errors.
+    """
+    if name not in FEATURES:
+        raise ValueError(f"unknown features {name!r}, expected one of {', '.join(FEATURES)}")
+    if name == "vgg16" and weights is None:
+        raise ValueError("vgg16 features need a weights file: pass --feature-weights FILE (.safetensors or .pth)")
+    return FEATURES[name](weights)
+
+
+# --- an image and its truth -------------------------------------------------------------------------------------------
+
+
+def _check(images: Tensor, truth: Tensor, hole: Tensor | None = None) -> None:
+    """Raises ValueError unless images and truth are (b, c, H, W) in [0, 1] and hole (b, 1, H, W) bool, none empty."""
+    if images.ndim != 4 or images.shape != truth.shape:
+        raise ValueError(f"expected two (b, c, H, W) of one shape, found {tuple(images.shape)}, {tuple(truth.shape)}")
+    for name, values in (("images", images), ("truth", truth)):
+        if not values.is_floating_point() or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"{name}: expected floating-point values in [0, 1]")
+    if hole is None:
+        return
+    expected = (images.shape[0], 1, *images.shape[2:])
+    if hole.dtype != torch.bool or hole.shape != expected:
+        raise ValueError(f"hole: expected bool {expected}, found {hole.dtype} {tuple(hole.shape)}")
+    empty = (~hole.flatten(1).any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"hole: no missing pixel in image {', '.join(map(str, empty))} of the batch")
+
+
+def _mean_inside(values: Tensor, hole: Tensor) -> Tensor:
+    """Mean of values (b, c, H, W) over each image's missing pixels and all channels -> (b,)."""
+    inside = torch.where(hole, values.float().mean(dim=1, keepdim=True), 0.0)  # (b, 1, H, W)
+    return inside.sum(dim=(1, 2, 3)) / hole.sum(dim=(1, 2, 3))
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (b,) in dB of images in [0, 1]; infinite for identical images."""
+    _check(images, truth)
+    return -10 * (images.float() - truth.float()).square().mean(dim=(1, 2, 3)).log10()
+
+
+def hole_psnr(images: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
+    """PSNR (b,) in dB over the missing pixels alone, channels averaged; infinite where the hole is filled exactly."""
+    _check(images, truth, hole)
+    return -10 * _mean_inside((images.float() - truth.float()).square(), hole).log10()
+
+
+def hole_l1(images: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
+    """Mean absolute error (b,) in [0, 1] over the missing pixels alone."""
+    _check(images, truth, hole)
+    return _mean_inside((images.float() - truth.float()).abs(), hole)
+
+
+def hole_ssim(images: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
+    """Structural similarity (b,) in [-1, 1], its map averaged over the missing pixels and channels.
+
+    Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, population covariance. H and W at least 11. The window of a
+    missing pixel reads known pixels around it, so composited and raw images score differently.
+    """
+    _check(images, truth, hole)
+    maps = [
+        structural_similarity(
+            image.double().cpu().numpy(), true.double().cpu().numpy(), channel_axis=0, data_range=1, full=True,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )[1]
+        for image, true in zip(images, truth, strict=True)
+    ]  # fmt: skip
+    return _mean_inside(torch.from_numpy(np.stack(maps)).to(hole.device), hole)
+
+
+# --- codes ------------------------------------------------------------------------------------------------------------
+
+
+def _frequencies(tokens: Tensor, k: int) -> Tensor:
+    """Share of each of the k codes in tokens of any shape -> (k,) float64. Raises ValueError for ids outside."""
+    if not tokens.numel() or tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= k:
+        raise ValueError(f"expected integer tokens in 0..{k - 1}, at least one")
+    return torch.bincount(tokens.flatten(), minlength=k).double() / tokens.numel()
+
+
+def code_usage(tokens: Tensor, k: int) -> float:
+    """Share in [0, 1] of the k codes that occur at least once. Raises ValueError for ids outside 0..k-1 (mask id)."""
+    return (_frequencies(tokens, k) > 0).double().mean().item()
+
+
+def perplexity(tokens: Tensor, k: int) -> float:
+    """exp of the entropy of the codes' frequencies: 1 (one code) .. k (all alike). Raises as `code_usage`."""
+    return torch.special.entr(_frequencies(tokens, k)).sum().exp().item()
