@@ -1,0 +1,205 @@
+"""One YAML file an experiment -> validated, frozen settings. Every value can be overridden on the command line.
+
+config = load_config("configs/cats64.yml", ["--transformer.depth", "12"])
+"""
+
+import argparse
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, model_validator
+
+from decoding import DecodingConfig
+from models.base import Settings, parse_yaml, read_yaml
+from models.transformer import TransformerConfig
+from models.vqgan import VQGANConfig
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT = ROOT / "configs" / "cats64.yml"
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Milestones = Annotated[tuple[float, ...], Field(strict=False)]
+
+
+class DataConfig(Settings):
+    """Folders of images (PNG, JPEG, WebP, BMP; any size, centre-cropped and resized to vqgan.image_size)."""
+
+    train: str = Field(description="folder of training images")
+    val: str = Field(description="folder of validation images")
+    flip: bool = Field(True, description="train on mirrored images too")
+    workers: int = Field(4, ge=0, description="threads that decode images")
+
+
+class PerceptualConfig(Settings):
+    net: Literal["vgg", "alex"] = "vgg"
+    weights: str | None = Field(None, description="local file with the backbone's weights; null: download them")
+    weight: float = Field(1.0, ge=0, description="weight of LPIPS in the loss; 0: off")
+    crop: int = Field(0, ge=0, description="side of the random crop that LPIPS looks at; 0: whole image")
+
+
+class AdversarialConfig(Settings):
+    weight: float = Field(0.0, ge=0, description="weight of the GAN loss beside its adaptive weight; 0: no GAN")
+    start: float = Field(0.0, ge=0, description="epoch at which the GAN starts")
+    width: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class TrainingConfig(Settings):
+    """What both stages share. Epochs may be fractions: they are turned into steps of the optimizer."""
+
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(ge=1, description="images a step of the optimizer")
+    accumulate: int = Field(1, ge=1, description="pieces a batch is cut into, to save memory")
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
+    milestones: Milestones = Field((), description="epochs after which the learning rate is multiplied by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights that are validated and saved")
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0)
+    validate_every: float = Field(1.0, gt=0, description="epochs")
+    validate_on: int = Field(0, ge=0, description="validation images looked at; 0: all")
+    save_every: int = Field(200, ge=1, description="steps between two checkpoints to resume from")
+    init: str | None = Field(None, description="weights file to start from")
+
+    @model_validator(mode="after")
+    def _pieces(self):
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        return self
+
+
+class VQGANTrainingConfig(TrainingConfig):
+    l1: float = Field(1.0, ge=0, description="weight of the mean absolute error")
+    l2: float = Field(0.0, ge=0, description="weight of the mean squared error")
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+
+
+class TransformerTrainingConfig(TrainingConfig):
+    hiding: dict[str, float] = Field(
+        {"cosine": 1.0}, description="policies by weight: bernoulli, uniform, cosine, holes, or one family of holes"
+    )
+    bernoulli: float = Field(0.5, gt=0, le=1, description="probability of policy bernoulli")
+    loss_on: Literal["hidden", "all"] = Field("hidden", description="tokens whose cross-entropy is the loss")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    start_from_codes: bool = Field(True, description="start the embedding and the head from the codebook's vectors")
+
+
+class Config(Settings):
+    """One experiment."""
+
+    data: DataConfig
+    vqgan: VQGANConfig
+    transformer: TransformerConfig
+    vqgan_training: VQGANTrainingConfig
+    transformer_training: TransformerTrainingConfig
+    decoding: DecodingConfig
+
+    @model_validator(mode="after")
+    def _stages_agree(self):
+        if self.transformer.codes != self.vqgan.codebook.codes:
+            raise ValueError(f"transformer.codes {self.transformer.codes} and vqgan.codebook.codes "
+                             f"{self.vqgan.codebook.codes} must be equal")  # fmt: skip
+        if self.transformer.tokens != self.vqgan.grid**2:
+            raise ValueError(f"transformer.tokens {self.transformer.tokens}: the VQGAN makes {self.vqgan.grid**2}")
+        return self
+
+
+def explain(error: pydantic.ValidationError, root: type[Settings] = Config) -> str:
+    """A validation error of `root` as one line a key: its path, the value and what was expected."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"])) or "config"
+        if item["type"] == "extra_forbidden":
+            section = root
+            for name in item["loc"][:-1]:
+                section = section.model_fields[name].annotation
+            lines.append(f"{where}: unknown key, known are: {', '.join(section.model_fields)}")
+            continue
+        value = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f", found {item['input']!r}"
+        lines.append(f"{where}: {item['msg']}{value}")
+    return "\n".join(lines)
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, object]:
+    """`--a.b VALUE` and `--a.b=VALUE` -> {"a.b": value}, values read as YAML. Raises ValueError on anything else."""
+    overrides, rest = {}, list(arguments)
+    while rest:
+        flag = rest.pop(0)
+        key, has_value, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or "." not in key:
+            raise ValueError(f"unknown argument {flag!r}; a value of the config is overridden as --section.key VALUE")
+        if not has_value:
+            if not rest:
+                raise ValueError(f"--{key}: a value is missing")
+            value = rest.pop(0)
+        try:
+            overrides[key.replace("-", "_")] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{key}: {value!r} is not a YAML value") from error
+    return overrides
+
+
+def load_config(path=DEFAULT, overrides: dict[str, object] | None = None) -> Config:
+    """The config in `path` with dotted `overrides` applied.
+
+    Raises FileNotFoundError, or ValueError that names file, key, value and what was expected.
+    """
+    values = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        *sections, name = key.split(".")
+        node = values
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"--{key}: {section} is a value, not a section")
+        node[name] = value
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{path}:\n{explain(error)}") from error
+
+
+def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
+    """Adds a flag that is understood with hyphens and with underscores, as the lab writes both."""
+    spellings = dict.fromkeys(s for name in names for s in (name, "--" + name[2:].replace("-", "_")))
+    parser.add_argument(*spellings, **options)
+
+
+def training_parser(description: str, section: str) -> argparse.ArgumentParser:
+    """The command line of a training script: --config, --out, --resume, the lab's flags; the rest are overrides."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"Any value of the config is overridden as --section.key VALUE, e.g. --{section}.learning_rate 3e-4.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default=str(DEFAULT), help="the experiment (default: configs/cats64.yml)")
+    parser.add_argument("--out", help="folder of checkpoints and logs (default: checkpoints/NAME OF THE CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    for flag, key, kind in (
+        ("--train_d_path", "data.train", str),
+        ("--val_d_path", "data.val", str),
+        ("--num-workers", "data.workers", int),
+        ("--batch-size", f"{section}.batch_size", int),
+        ("--learning-rate", f"{section}.learning_rate", float),
+        ("--epochs", f"{section}.epochs", float),
+    ):
+        add_flag(parser, flag.replace("_", "-"), dest=key, type=kind, metavar="VALUE", help=f"overrides {key}")
+    return parser
+
+
+def parse_training(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, Config, Path]:
+    """Arguments, config and the folder of the run; what is wrong ends the program with a message."""
+    args, rest = parser.parse_known_args(argv)
+    lab = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    try:
+        config = load_config(args.config, lab | parse_overrides(rest))
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    return args, config, Path(args.out or Path("checkpoints") / Path(args.config).stem)

@@ -1,0 +1,139 @@
+"""Stage 2: a frozen VQGAN turns images into tokens, once; a transformer learns to predict the hidden ones.
+
+python training_transformer.py --config configs/cats64.yml
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config, parse_training, training_parser
+from data import ImageFolder, to_float, to_uint8
+from decoding import fill
+from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
+from models.base import file_hash, save_weights
+from models.transformer import Transformer
+from models.vqgan import VQGAN
+from training import Run, apply_gradients, start_from
+from utils import autocast, grid, log, mix, pick_device, start_logging
+
+PREVIEWS = 8
+
+
+@torch.no_grad()
+def encode(vqgan: VQGAN, images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images (N, 3, H, W) -> tokens (N, n) int32, in float32: what inference will see."""
+    batches = tqdm(images.split(64), desc="tokens", unit="batch", mininterval=1.0)
+    return torch.cat([vqgan.encode(to_float(batch).to(device)).cpu().int() for batch in batches])
+
+
+class Stage2:
+    """Loss and validation of a transformer on cached tokens (views, N, n): view 0 as they are, view 1 mirrored."""
+
+    def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Tensor, val: Tensor):
+        self.settings, self.device, self.vqgan, self.train = config.transformer_training, device, vqgan, train
+        self.val = val[: self.settings.validate_on or None]
+        settings, size, side, self.decoding = self.settings, vqgan.config.image_size, vqgan.config.grid, config.decoding
+        self.model = Transformer(config.transformer).to(device)
+        if settings.init:
+            start_from(self.model, settings.init)
+        elif settings.start_from_codes:
+            generator = torch.Generator().manual_seed(mix(settings.seed, 0))
+            self.model.init_from_codes(vqgan.codebook.vectors(), generator)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.learning_rate, settings.betas)
+        self.hide = HidingPolicy(settings.hiding, side, size, settings.bernoulli, seed=settings.seed)
+        self.holes = {family: to_hidden(make_holes(family, len(self.val), size), side) for family in FAMILIES}
+
+    def counted(self, hidden: Tensor) -> Tensor:
+        """The tokens (b, n) whose cross-entropy is the loss: the hidden ones, or all where `loss_on` says so."""
+        return hidden if self.settings.loss_on == "hidden" else torch.ones_like(hidden)
+
+    def cross_entropy(self, model: nn.Module, tokens: Tensor, hidden: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy in nats over the tokens that count."""
+        tokens, hidden = tokens.long().to(self.device), hidden.to(self.device)
+        counted = self.counted(hidden)
+        with autocast(self.device, self.settings.precision):
+            logits = model(tokens.masked_fill(hidden, model.mask_id), select=counted)  # (s, k)
+        return F.cross_entropy(logits.float(), tokens[counted], label_smoothing=smoothing)
+
+    def update(self, step: int, indices: Tensor) -> dict[str, Tensor]:
+        """One step of the optimizer on `indices` of the training images, mirrored or not."""
+        hidden = self.hide(len(indices), torch.Generator().manual_seed(mix(self.settings.seed, 3, step)))
+        tokens = self.train[torch.randint(len(self.train), indices.shape), indices]  # (b, n)
+        total = torch.zeros((), device=self.device)
+        pieces = self.settings.accumulate
+        for piece in zip(tokens.chunk(pieces), hidden.chunk(pieces), strict=True):
+            share = float(self.counted(piece[1]).sum() / self.counted(hidden).sum())  # pieces hide unequal numbers
+            loss = self.cross_entropy(self.model, *piece, self.settings.label_smoothing) * share
+            loss.backward()
+            total += loss.detach()
+        apply_gradients(total, self.optimizer, self.model.parameters(), self.settings.clip)
+        return {"loss": total}
+
+    def validate(self, model: nn.Module) -> dict:
+        """Cross-entropy under the training's hiding policy (`score`) and under each hole family; filled pictures."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        figures = {"score": self._mean_loss(model, self.hide(len(self.val), generator))}
+        figures |= {family: self._mean_loss(model, hidden) for family, hidden in self.holes.items()}
+        return figures | {"pictures": self._preview(model)}
+
+    def _mean_loss(self, model: nn.Module, hidden: Tensor) -> float:
+        pieces = list(zip(self.val.split(64), hidden.split(64), strict=True))
+        sums = [float(self.cross_entropy(model, *piece)) * int(self.counted(piece[1]).sum()) for piece in pieces]
+        return sum(sums) / int(self.counted(hidden).sum())
+
+    def _preview(self, model: nn.Module) -> Tensor:
+        """The first validation images as the VQGAN sees them, above their thick holes filled by the model."""
+        tokens = self.val[:PREVIEWS].long().to(self.device)
+        hidden = self.holes["thick"][:PREVIEWS].to(self.device)
+        with autocast(self.device, self.settings.precision):
+            filled = fill(model, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
+        return grid(to_uint8(self.vqgan.decode(torch.cat((tokens, filled)))).cpu(), columns=len(tokens))
+
+
+def frozen_vqgan(path: str | None, folder: Path, config: Config) -> VQGAN:
+    """The VQGAN that makes the tokens; one from elsewhere is copied into `folder`, where inference looks for it."""
+    own = folder / "vqgan.safetensors"
+    source = Path(path or own)
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no VQGAN there; train one with training_vqgan.py, or pass --vqgan FILE")
+    vqgan = VQGAN.load(source, None if source.suffix == ".safetensors" else config.vqgan)
+    if (vqgan.config.grid, vqgan.config.codebook.codes) != (config.vqgan.grid, config.vqgan.codebook.codes):
+        raise ValueError(f"{source}: another token grid or number of codes than the config's vqgan section")
+    if source.resolve() != own.resolve():
+        save_weights(own, vqgan, vqgan.config, torch.float32, source=str(source))
+    return vqgan
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; see --help."""
+    start_logging()
+    parser = training_parser(__doc__, "transformer_training")
+    parser.add_argument("--vqgan", help="weights of stage 1, e.g. VQGAN.pt (default: vqgan.safetensors in --out)")
+    args, config, folder = parse_training(parser, argv)
+    try:
+        device = pick_device(args.device)
+        vqgan = frozen_vqgan(args.vqgan, folder, config).to(device)
+        size, workers = vqgan.config.image_size, config.data.workers
+        train, val = (ImageFolder(path, size, workers).images for path in (config.data.train, config.data.val))
+        views = [train, train.flip(-1)] if config.data.flip else [train]
+        tokens = torch.stack([encode(vqgan, view, device) for view in views])  # (views, N, n)
+        torch.manual_seed(config.transformer_training.seed)
+        stage = Stage2(config, device, vqgan, tokens, encode(vqgan, val, device))
+        notes = {"decoding": config.decoding.model_dump_json(), "vqgan": file_hash(folder / "vqgan.safetensors")}
+        settings, optimizers = config.transformer_training, {"adam": stage.optimizer}
+        run = Run("transformer", folder, settings, len(train), stage.model, optimizers, notes=notes)
+        if args.resume:
+            run.resume()
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    log.info(f"stage 2: {len(train)} training and {len(val)} validation images, {run.steps} steps, on {device}")
+    run.fit(stage.update, stage.validate)
+    log.info(f"best weights: {run.weights}")
+
+
+if __name__ == "__main__":
+    main()
