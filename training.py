@@ -113,7 +113,7 @@ class Run:
             raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{self.checkpoint}: not a checkpoint ({error})") from error
         if state["steps_an_epoch"] != self.per_epoch:
             raise ValueError(

@@ -94,8 +94,17 @@ class Stage2:
         return grid(to_uint8(self.vqgan.decode(torch.cat((tokens, filled)))).cpu(), columns=len(tokens))
 
 
+def same_weights(one: VQGAN, other: VQGAN) -> bool:
+    """Whether two models are bit-equal (two files of the same weights are not: the order of their metadata varies)."""
+    tensors, others = one.state_dict(), other.state_dict()
+    return one.config == other.config and all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
 def frozen_vqgan(path: str | None, folder: Path, config: Config) -> VQGAN:
-    """The VQGAN that makes the tokens; one from elsewhere is copied into `folder`, where inference looks for it."""
+    """The VQGAN that makes the tokens; one from elsewhere is copied into `folder`, where inference looks for it.
+
+    Raises FileNotFoundError where there is none, ValueError where it does not fit or `folder` has another one.
+    """
     own = folder / "vqgan.safetensors"
     source = Path(path or own)
     if not source.is_file():
@@ -103,8 +112,10 @@ def frozen_vqgan(path: str | None, folder: Path, config: Config) -> VQGAN:
     vqgan = VQGAN.load(source, None if source.suffix == ".safetensors" else config.vqgan)
     if (vqgan.config.grid, vqgan.config.codebook.codes) != (config.vqgan.grid, config.vqgan.codebook.codes):
         raise ValueError(f"{source}: another token grid or number of codes than the config's vqgan section")
-    if source.resolve() != own.resolve():
+    if not own.is_file():
         save_weights(own, vqgan, vqgan.config, torch.float32, source=str(source))
+    elif not same_weights(VQGAN.load(own), vqgan):  # it may be stage 1's best, or that of a transformer to resume
+        raise ValueError(f"{own}: another VQGAN than {source}; take another --out, or remove it")
     return vqgan
 
 

@@ -93,6 +93,10 @@ class Stage1:
         losses |= {"loss": total, "codebook": codebook, "code_usage": torch.tensor(code_usage(tokens, self.codes))}
         if adversarial:
             losses["discriminator"] = self._update_discriminator(outputs)
+        elif (
+            self.discriminator is not None
+        ):  # no gradients yet, nothing moves: torch warns of schedulers that step alone
+            self.optimizers["discriminator"].step()
         return {key: value.detach() for key, value in losses.items()}
 
     @property

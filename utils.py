@@ -27,9 +27,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
@@ -40,7 +40,7 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 arithmetic is native there (so that autocast pays)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.cpu._is_avx512_bf16_supported()  # so have all processors with AMX
 
 
 def autocast(device: torch.device, precision: str = "auto"):

@@ -1,0 +1,112 @@
+"""utils.py: seeds, devices, precision, grids; and that the tests themselves stay off the network."""
+
+import logging
+import socket
+
+import pytest
+import torch
+
+from utils import autocast, grid, has_bfloat16, log, mix, pick_device, start_logging
+
+CPU = torch.device("cpu")
+
+
+def test_mix_is_a_function_of_all_its_numbers_and_their_order():
+    seeds = {mix(a, b, c) for a in range(6) for b in range(6) for c in range(6)}
+    assert len(seeds) == 6**3 and mix(1, 2, 3) == mix(1, 2, 3)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_mix_spreads_neighbouring_steps_over_the_bits_that_torch_keeps():
+    """torch's CPU generator keeps 32 bits of a seed."""
+    low = [mix(0, 2, step) % 2**32 for step in range(200)]
+    assert len(set(low)) == 200
+    assert 0.4 < sum(bin(seed).count("1") for seed in low) / (200 * 32) < 0.6
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
+
+
+def test_a_device_is_taken_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cpu") == CPU and pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="--device cuda:2: this machine has 2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "mps"])
+def test_an_unknown_device_is_refused_and_the_known_ones_are_listed(name):
+    with pytest.raises(ValueError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
+        pick_device(name)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="--device cuda: this machine has 0 CUDA devices"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_is_native_from_ampere_on(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bfloat16(torch.device("cuda")) is native
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "dtype"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_autocast_follows_the_setting_and_auto_follows_the_machine(monkeypatch, precision, native, dtype):
+    monkeypatch.setattr("utils.has_bfloat16", lambda device: native)
+    x = torch.ones(2, 2)
+    with autocast(CPU, precision):
+        assert (x @ x).dtype == dtype
+    assert (x @ x).dtype == torch.float32
+
+
+def test_auto_on_a_cpu_without_avx512_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert has_bfloat16(CPU) is False
+
+
+def test_a_grid_lays_images_out_row_by_row_with_white_between():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 6)
+    sheet = grid(images, columns=3, gap=2)
+    assert sheet.dtype == torch.uint8 and sheet.shape == (3, 2 * 4 + 2, 3 * 6 + 2 * 2)
+    for index, (top, left) in enumerate([(0, 0), (0, 8), (0, 16), (6, 0), (6, 8)]):
+        assert (sheet[:, top : top + 4, left : left + 6] == index).all()
+    assert (sheet[:, 4:6] == 255).all() and (sheet[:, :, 6:8] == 255).all()
+    assert (sheet[:, 6:, 16:] == 255).all()  # the empty place
+    assert int((sheet != 255).sum()) == 5 * 3 * 4 * 6
+
+
+def test_a_grid_of_one_image_is_that_image():
+    image = torch.randint(0, 255, (1, 3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(grid(image, columns=1)[None], image)
+
+
+def test_logging_writes_plain_lines_to_standard_output(capsys):
+    start_logging()
+    log.info("a line")
+    assert capsys.readouterr().out == "a line\n"
+    logging.getLogger().handlers.clear()  # they hold this test's standard output
+
+
+def test_tests_cannot_leave_this_machine():
+    with pytest.raises(ConnectionRefusedError, match="tests use no network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)  # an address kept for documentation, RFC 5737
+    with pytest.raises(socket.gaierror, match="tests use no network"):
+        socket.getaddrinfo("example.org", 443)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert client.getpeername() == server.getsockname()
