@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_inpainting import PATCH, SIZE, save, transformer, vqgan
 from torch import nn
 
 import evaluate
 from data import to_pixels, write_image
 from masks import make_holes
-from test_inpainting import PATCH, SIZE, save, transformer, vqgan
 
 N = 4
 
