@@ -122,3 +122,17 @@ def tiny_config(tmp_path) -> Path:
 def tiny_config_once(tmp_path_factory) -> Path:
     """`tiny_config`, made once for all tests: for those that write elsewhere."""
     return write_config(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of a run of both stages, 5 epochs each (10 steps, GAN after 2); tests only read it."""
+    from training_runs import STAGES, train  # the scripts take seconds to import, and few tests need them
+
+    config = write_config(tmp_path_factory.mktemp("data"))
+    out = tmp_path_factory.mktemp("trained")
+    schedule = ["warmup 1", "milestones [3,4]", "gamma 0.5"]
+    for stage in STAGES:
+        overrides = [part for line in schedule for part in f"--{stage}_training.{line}".split()]
+        train(stage, config, out, "--epochs", "5", *overrides)
+    return out, config

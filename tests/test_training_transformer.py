@@ -1,0 +1,272 @@
+"""training_transformer.py: loss, hiding, accumulation, validation and the frozen VQGAN of stage 2."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from training_runs import TRAIN, VAL, differences, events, gradients, refusal, train
+
+import training_transformer
+from config import load_config
+from data import ImageFolder, to_float
+from masks import FAMILIES
+from models.base import file_hash, read_weights, save_weights
+from models.vqgan import VQGAN
+from training_transformer import Stage2, encode
+
+CPU = torch.device("cpu")
+
+
+def stage2(config_file, **overrides) -> Stage2:
+    """A Stage2 of the tiny config on tokens of a random VQGAN, both views."""
+    keys = {"transformer_training." + key: value for key, value in overrides.items() if "." not in key}
+    config = load_config(config_file, keys | {key: value for key, value in overrides.items() if "." in key})
+    torch.manual_seed(0)
+    vqgan = VQGAN(config.vqgan).eval().requires_grad_(False)
+    tokens = torch.stack([encode(vqgan, view, CPU) for view in (TRAIN, TRAIN.flip(-1))])
+    return Stage2(config, CPU, vqgan, tokens, encode(vqgan, VAL, CPU))
+
+
+def test_stage_2_learns_a_few_pictures_by_heart(tiny_config_once):
+    stage = stage2(tiny_config_once, learning_rate=2e-2, hiding={"bernoulli": 1.0})
+    losses = [float(stage.update(step, torch.arange(4))["loss"]) for step in range(80)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("loss_on", ["hidden", "all"])
+def test_cross_entropy_by_hand_on_hidden_tokens_and_on_all(tiny_config_once, loss_on, smoothing):
+    """(1 - s) (-log p_true) + s mean over the codes of (-log p), the mean over the tokens that count."""
+    stage = stage2(tiny_config_once, loss_on=loss_on)
+    tokens = stage.train[0, :3]
+    hidden = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) < torch.tensor([[0.1], [0.5], [0.9]])
+    visible = tokens.long().clone()
+    visible[hidden] = 16
+    with torch.no_grad():
+        log_p = stage.model(visible).log_softmax(dim=-1)  # (3, 16, k)
+        found = stage.cross_entropy(stage.model, tokens, hidden, smoothing)
+    true = -log_p.gather(-1, tokens.long()[..., None])[..., 0]
+    each = (1 - smoothing) * true + smoothing * -log_p.mean(dim=-1)
+    expected = each[hidden].mean() if loss_on == "hidden" else each.mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_label_smoothing_is_for_training_only(tiny_config_once):
+    plain, smooth = stage2(tiny_config_once), stage2(tiny_config_once, label_smoothing=0.3)
+    with torch.no_grad():
+        assert plain.validate(plain.model.eval())["score"] == smooth.validate(smooth.model.eval())["score"]
+    torch.manual_seed(0)
+    loss = plain.update(0, torch.arange(8))["loss"]
+    torch.manual_seed(0)
+    assert smooth.update(0, torch.arange(8))["loss"] != loss
+
+
+def test_each_sample_hides_tokens_of_its_own_number_and_place(tiny_config_once, monkeypatch):
+    """FIELD.md section 4: a mask ratio shared by the batch."""
+    stage, seen = stage2(tiny_config_once, batch_size=8), []
+    sound = stage.cross_entropy
+    monkeypatch.setattr(stage, "cross_entropy", lambda model, tokens, hidden, *rest: (
+        seen.append(hidden) or sound(model, tokens, hidden, *rest)
+    ))  # fmt: skip
+    for step in (0, 1, 0):
+        stage.update(step, torch.arange(8))
+    counts = seen[0].sum(dim=1)
+    partial = seen[0][counts < 16]
+    assert len(counts.unique()) > 2 and (counts > 0).all() and len(partial.unique(dim=0)) == len(partial)
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])  # a function of the step
+
+
+def test_both_views_are_trained_on(tiny_config_once, monkeypatch):
+    stage, seen = stage2(tiny_config_once), []
+    stage.train = torch.stack([torch.zeros(8, 16), torch.ones(8, 16)]).int()
+    sound = stage.cross_entropy
+    monkeypatch.setattr(stage, "cross_entropy", lambda model, tokens, *rest: (
+        seen.append(tokens[:, 0]) or sound(model, tokens, *rest)
+    ))  # fmt: skip
+    torch.manual_seed(0)
+    stage.update(0, torch.arange(8))
+    assert set(seen[0].tolist()) == {0, 1}
+
+
+def test_validation_is_the_mean_over_tokens_however_the_images_are_cut(tiny_config_once):
+    stage = stage2(tiny_config_once)
+    stage.val = stage.train[0][torch.arange(70) % 8]
+    hidden = stage.hide(70, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        whole = float(stage.cross_entropy(stage.model, stage.val, hidden))
+        assert stage._mean_loss(stage.model, hidden) == pytest.approx(whole, rel=1e-5)
+
+
+def test_validation_repeats_itself_and_looks_at_every_hole_family(tiny_config_once):
+    stage = stage2(tiny_config_once, validate_on=2)
+    assert len(stage.val) == 2
+    with torch.no_grad():
+        first, second = (stage.validate(stage.model.eval()) for _ in range(2))
+    assert set(first) == {"score", "pictures", *FAMILIES}
+    assert differences(first, second) == []
+    assert first["pictures"].shape == (3, 34, 2 * 18 - 2) and first["pictures"].dtype == torch.uint8
+
+
+def test_the_preview_keeps_the_tokens_outside_the_hole(tiny_config_once):
+    """Above the picture as the VQGAN sees it, below the same with the hole filled."""
+    stage = stage2(tiny_config_once, **{"vqgan.attention_resolution": 1000})
+    hidden = torch.zeros(4, 16, dtype=torch.bool)
+    stage.holes["thick"] = hidden
+    with torch.no_grad():
+        sheet = stage._preview(stage.model.eval())
+    assert torch.equal(sheet[:, :16], sheet[:, 18:])
+
+
+def test_the_embedding_starts_from_the_codes_where_it_should(tiny_config_once):
+    def angles(vectors):
+        vectors = F.normalize(vectors.detach(), dim=1)
+        return vectors @ vectors.T
+
+    started, plain = stage2(tiny_config_once), stage2(tiny_config_once, start_from_codes=False)
+    codes = angles(started.vqgan.codebook.vectors())
+    torch.testing.assert_close(angles(started.model.embedding.weight[:16]), codes, atol=1e-4, rtol=0)
+    assert (angles(plain.model.embedding.weight[:16]) - codes).abs().max() > 0.3
+
+
+def test_images_are_encoded_once_a_view_and_trained_on_from_the_cache(tmp_path, monkeypatch, trained):
+    out, config = trained
+    for flip, views in (("true", 2), ("false", 1)):
+        counted, stages, sound = [], [], VQGAN.encode
+
+        class Spy(Stage2):
+            def __init__(self, *args, stages=stages):
+                super().__init__(*args)
+                stages.append(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                VQGAN, "encode", lambda net, x, counted=counted, sound=sound: counted.append(len(x)) or sound(net, x)
+            )
+            patch.setattr(training_transformer, "Stage2", Spy)
+            train("transformer", config, tmp_path / flip, "--vqgan", str(out / "vqgan.safetensors"), "--epochs", "4",
+                  "--data.flip", flip)  # fmt: skip
+        assert counted == [8] * views + [4]
+        (stage,), vqgan = stages, VQGAN.load(out / "vqgan.safetensors")
+        images = ImageFolder(load_config(config).data.train).images
+        assert stage.train.shape == (views, 8, 16)
+        for view, source in zip(stage.train, (images, images.flip(-1)), strict=False):
+            assert torch.equal(view.long(), vqgan.encode(to_float(source)))
+
+
+def test_the_frozen_vqgan_stays_frozen(tmp_path, monkeypatch, trained):
+    """FIELD.md section 4: a frozen VQGAN left in train mode or given to the optimizer."""
+    out, config = trained
+    source = out / "vqgan.safetensors"
+    before, stages = file_hash(source), []
+
+    class Spy(Stage2):
+        def update(self, step, indices):
+            losses = super().update(step, indices)
+            assert not any(module.training for module in self.vqgan.modules())
+            stages.append(self)
+            return losses
+
+    monkeypatch.setattr(training_transformer, "Stage2", Spy)
+    train("transformer", config, tmp_path, "--vqgan", str(source))
+    stage = stages[-1]
+    assert len(stages) == 4 and stage.model.training
+    assert not any(p.requires_grad or p.grad is not None for p in stage.vqgan.parameters())
+    optimized = {id(p) for group in stage.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in stage.model.parameters()}
+    assert optimized.isdisjoint(id(p) for p in stage.vqgan.parameters())
+    loaded = VQGAN.load(source).state_dict()
+    assert differences(dict(stage.vqgan.state_dict()), dict(loaded)) == [] and file_hash(source) == before
+    assert differences(dict(VQGAN.load(tmp_path / "vqgan.safetensors").state_dict()), dict(loaded)) == []
+
+
+def test_a_missing_vqgan_is_a_clear_error(tmp_path, capsys, tiny_config_once):
+    told = refusal(capsys, "transformer", tiny_config_once, tmp_path / "new")
+    assert "new/vqgan.safetensors: no VQGAN there; train one with training_vqgan.py, or pass --vqgan FILE" in told
+    told = refusal(capsys, "transformer", tiny_config_once, tmp_path, "--vqgan", str(tmp_path / "VQGAN.pt"))
+    assert "VQGAN.pt: no VQGAN there" in told
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "VQGAN.pt"])
+def test_a_vqgan_from_elsewhere_is_copied_beside_the_transformer(tmp_path, trained, name):
+    """A plain state_dict, as the lab's VQGAN.pt is, takes its layout from the config."""
+    vqgan = VQGAN.load(trained[0] / "vqgan.safetensors")
+    (tmp_path / "elsewhere").mkdir()
+    source = tmp_path / "elsewhere" / name
+    if name.endswith(".pt"):
+        torch.save(vqgan.state_dict(), source)
+    else:
+        save_weights(source, vqgan, vqgan.config)
+    train("transformer", trained[1], tmp_path / "out", "--vqgan", str(source), "--epochs", "0.5")
+    copy = tmp_path / "out" / "vqgan.safetensors"
+    assert differences(dict(VQGAN.load(copy).state_dict()), dict(vqgan.state_dict())) == []
+    metadata = read_weights(copy)[1]
+    assert metadata["source"] == str(source)
+    assert read_weights(tmp_path / "out" / "transformer.safetensors")[1]["vqgan"] == file_hash(copy)
+
+
+def test_another_vqgan_in_the_folder_is_not_overwritten(tmp_path, capsys, trained):
+    """It may be stage 1's best; the same weights in another file are welcome, as when a run is resumed."""
+    vqgan = VQGAN.load(trained[0] / "vqgan.safetensors")
+    arguments = ["--vqgan", str(trained[0] / "vqgan.safetensors"), "--epochs", "0.5"]
+    own = tmp_path / "vqgan.safetensors"
+    save_weights(own, vqgan, vqgan.config, torch.float32, note="the same")
+    before = own.read_bytes()
+    train("transformer", trained[1], tmp_path, *arguments)
+    assert own.read_bytes() == before
+    vqgan.quant_conv.weight[0, 0] += 1
+    save_weights(own, vqgan, vqgan.config, torch.float32)
+    before = own.read_bytes()
+    told = refusal(capsys, "transformer", trained[1], tmp_path, *arguments)
+    assert f"{own}: another VQGAN than {trained[0] / 'vqgan.safetensors'}; take another --out" in told
+    assert own.read_bytes() == before
+
+
+def test_the_runs_own_vqgan_is_not_rewritten(tmp_path, trained):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "vqgan.safetensors").write_bytes((trained[0] / "vqgan.safetensors").read_bytes())
+    before = (out / "vqgan.safetensors").stat().st_mtime_ns
+    train("transformer", trained[1], out, "--vqgan", str(out / "vqgan.safetensors"), "--epochs", "0.5")
+    assert (out / "vqgan.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_vqgan_of_another_grid_or_number_of_codes_is_refused(tmp_path, capsys, trained):
+    vqgan = str(trained[0] / "vqgan.safetensors")
+    overrides = ["--vqgan.codebook.codes", "32", "--transformer.codes", "32"]
+    told = refusal(capsys, "transformer", trained[1], tmp_path, "--vqgan", vqgan, *overrides)
+    assert "vqgan.safetensors: another token grid or number of codes than the config's vqgan section" in told
+    assert not (tmp_path / "vqgan.safetensors").exists()
+
+
+@pytest.mark.parametrize("loss_on", ["hidden", "all"])
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_gradients_equal_those_of_the_whole_batch_in_stage_2(
+    tiny_config_once, monkeypatch, loss_on, accumulate
+):
+    """Pieces hide different numbers of tokens, so the mean of their means would not be the mean."""
+    whole, cut = (stage2(tiny_config_once, batch_size=8, loss_on=loss_on, accumulate=n) for n in (1, accumulate))
+    counts = whole.hide(8, torch.Generator().manual_seed(0)).sum(dim=1).unique()
+    assert len(counts) > 1
+    expected, loss = gradients(training_transformer, monkeypatch, whole, 8)
+    found, accumulated = gradients(training_transformer, monkeypatch, cut, 8)
+    assert accumulated == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-4)
+
+
+def test_the_transformer_names_its_vqgan_and_its_decoding(trained):
+    out, config = trained
+    metadata = read_weights(out / "transformer.safetensors")[1]
+    assert metadata["vqgan"] == file_hash(out / "vqgan.safetensors")
+    assert metadata["decoding"] == load_config(config).decoding.model_dump_json()
+
+
+def test_tensorboard_holds_loss_rate_families_and_pictures_of_stage_2(trained):
+    log = events(trained[0], "transformer")
+    assert {"train/loss", "val/score", "learning_rate/adam", *(f"val/{f}" for f in FAMILIES)} <= set(
+        log.Tags()["scalars"]
+    )
+    assert [event.step for event in log.Scalars("train/loss")] == [10]
+    for family in FAMILIES:  # an untrained model is at log 16 = 2.77 nats
+        assert all(1 < event.value < 4 for event in log.Scalars(f"val/{family}"))
+    assert len(log.Images("val/pictures")) == 5
+    picture = log.Images("val/pictures")[-1]
+    assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)

@@ -1,0 +1,169 @@
+"""training_vqgan.py: losses, GAN, accumulation and validation of stage 1."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from training_runs import IMAGES, TRAIN, VAL, events, gradients
+
+import training_vqgan
+from config import load_config
+from data import to_float
+from metrics import psnr
+from training import apply_gradients
+from training_vqgan import Stage1, random_crops, random_flip
+
+
+def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> Stage1:
+    """A Stage1 of the tiny config; `gan__weight=0` would read vqgan_training.gan.weight."""
+    keys = {"vqgan_training." + key.replace("__", "."): value for key, value in overrides.items()}
+    torch.manual_seed(0)
+    return Stage1(load_config(config_file, keys), torch.device("cpu"), train, val)
+
+
+def test_stage_1_learns_a_few_pictures_by_heart(tiny_config_once):
+    stage = stage1(tiny_config_once, TRAIN[:4], TRAIN[:4], learning_rate=5e-3, adversarial__weight=0.0)
+    stage.flip = False
+    losses = [float(stage.update(step, torch.arange(4))["l1"]) for step in range(60)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_the_gan_starts_at_its_epoch_and_trains_its_discriminator(tiny_config_once):
+    stage = stage1(tiny_config_once, adversarial__start=1.5)
+    before = [parameter.clone() for parameter in stage.discriminator.parameters()]
+    keys, moved = [], []
+    for step in range(4):
+        keys.append(set(stage.update(step, torch.arange(4))))
+        moved.append(any(not torch.equal(*pair) for pair in zip(before, stage.discriminator.parameters(), strict=True)))
+    assert stage.gan_start == 3 and moved == [False, False, False, True]
+    assert [bool(found & {"gan", "discriminator"}) for found in keys] == [False, False, False, True]
+
+
+def test_the_discriminator_learns_from_its_own_loss_only(tiny_config_once, monkeypatch):
+    """The generator's pass leaves gradients in the discriminator, which must not add up with its own."""
+    stage, seen = stage1(tiny_config_once, adversarial__start=0.0), []
+
+    def spy(loss, optimizer, parameters, clip):
+        parameters = list(parameters)
+        seen.append([parameter.grad.clone() for parameter in parameters])
+        apply_gradients(loss, optimizer, parameters, clip)
+
+    monkeypatch.setattr(training_vqgan, "apply_gradients", spy)
+    stage.flip = False
+    images = to_float(TRAIN[:4])
+    output = stage.model.eval()(images)[0].detach()
+    stage.model.codebook.eval()
+    loss = training_vqgan.discriminator_loss(*stage.discriminator(torch.cat((images, output))).chunk(2))
+    expected = torch.autograd.grad(loss, list(stage.discriminator.parameters()))
+    stage.update(0, torch.arange(4))
+    for found, wanted in zip(seen[1], expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_without_a_gan_there_is_no_discriminator(tiny_config_once):
+    stage = stage1(tiny_config_once, adversarial__weight=0.0)
+    assert stage.discriminator is None and set(stage.optimizers) == {"generator"} and not stage.modules
+    assert {"gan", "discriminator"}.isdisjoint(stage.update(99, torch.arange(4)))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_config_once):
+    stage = stage1(tiny_config_once, l1=2.0, l2=3.0)
+    output, images = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    loss, parts = stage.reconstruction_loss(output, images, crop=0)
+    assert float(loss) == 2 * 0.5 + 3 * 0.25 and float(parts["l1"]) == 0.5 and float(parts["l2"]) == 0.25
+
+
+def test_lpips_looks_at_a_crop_in_training_and_at_whole_images_in_validation(tiny_config_once, monkeypatch):
+    seen = []
+
+    class Stub(nn.Module):
+        def __init__(self, net, weights):
+            super().__init__()
+            assert (net, weights) == ("alex", "a.pt")
+
+        def forward(self, images, truth):
+            seen.append(tuple(images.shape))
+            return (images - truth).abs().mean(dim=(1, 2, 3)) * 0 + 7
+
+    monkeypatch.setattr(training_vqgan, "Perceptual", Stub)
+    perceptual = {"net": "alex", "weights": "a.pt", "weight": 0.5, "crop": 10}
+    stage = stage1(tiny_config_once, perceptual=perceptual, adversarial__weight=0.0)
+    losses = stage.update(0, torch.arange(4))
+    assert float(losses["lpips"]) == 7
+    assert float(losses["loss"]) == pytest.approx(float(losses["l1"] + losses["codebook"]) + 0.5 * 7, rel=1e-5)
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+    assert figures["lpips"] == 7 and figures["score"] == pytest.approx(figures["l1"] + 3.5, rel=1e-5)
+    assert seen == [(4, 3, 10, 10), (4, 3, 16, 16)]
+
+
+def test_validation_figures_are_those_of_the_images(tiny_config_once):
+    stage = stage1(tiny_config_once, validate_on=3, l2=1.0)
+    assert len(stage.val) == 3
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+        output, tokens, _ = stage.model(to_float(VAL[:3]))
+    output, truth = output.clamp(0, 1), to_float(VAL[:3])
+    assert figures["psnr"] == pytest.approx(float(psnr(output, truth).mean()), rel=1e-5)
+    assert figures["score"] == pytest.approx(float(F.l1_loss(output, truth) + F.mse_loss(output, truth)), rel=1e-5)
+    assert figures["code_usage"] == len(tokens.unique()) / 16
+    assert torch.equal(figures["pictures"][:, :16, :16], VAL[0]) and figures["pictures"].shape == (3, 34, 3 * 18 - 2)
+
+
+def test_validation_in_pieces_of_64_equals_the_whole(tiny_config_once):
+    val = IMAGES[torch.arange(70) % 12]
+    stage = stage1(tiny_config_once, val=val)
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+        output = stage.model(to_float(val))[0].clamp(0, 1)
+    assert figures["l1"] == pytest.approx(float(F.l1_loss(output, to_float(val))), rel=1e-5)
+    assert figures["pictures"].shape == (3, 34, 8 * 18 - 2)
+
+
+def test_flips_mirror_each_image_or_leave_it():
+    torch.manual_seed(0)
+    images = torch.arange(64 * 3 * 2 * 4, dtype=torch.uint8).view(64, 3, 2, 4)
+    flipped = random_flip(images)
+    mirrored = [torch.equal(out, image.flip(-1)) for out, image in zip(flipped, images, strict=True)]
+    kept = [torch.equal(out, image) for out, image in zip(flipped, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True)) and 16 < sum(mirrored) < 48
+
+
+def test_crops_cut_the_same_square_of_images_and_truth():
+    torch.manual_seed(0)
+    images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
+    corners = set()
+    for _ in range(40):
+        crop, truth = random_crops(images, -images, 6)
+        assert crop.shape == (2, 3, 6, 6) and torch.equal(crop, -truth)
+        corners.add(int(crop[0, 0, 0, 0]))
+    assert corners == {8 * top + left for top in range(3) for left in range(3)}  # the borders too
+    for size in (0, 8, 20):
+        assert random_crops(images, -images, size)[0] is images
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch_in_stage_1(tiny_config, monkeypatch):
+    text = tiny_config.read_text().replace("ema_decay: 0.9", "ema_decay: 0.0")  # EMA codes move from piece to piece
+    tiny_config.write_text(text)
+    whole, cut = (stage1(tiny_config, batch_size=8, accumulate=n, adversarial__weight=0.0) for n in (1, 4))
+    whole.flip = cut.flip = False
+    expected, loss = gradients(training_vqgan, monkeypatch, whole, 8)
+    found, accumulated = gradients(training_vqgan, monkeypatch, cut, 8)
+    assert accumulated == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_tensorboard_holds_losses_rates_codes_and_pictures_of_stage_1(trained):
+    log = events(trained[0], "vqgan")
+    tags = set(log.Tags()["scalars"])
+    assert tags >= {f"train/{key}" for key in ("loss", "l1", "l2", "gan", "discriminator", "codebook", "code_usage")}
+    assert tags >= {"val/score", "val/psnr", "val/code_usage", "learning_rate/generator", "learning_rate/discriminator"}
+    assert [event.step for event in log.Scalars("val/score")] == [2, 4, 6, 8, 10]
+    rates = {event.step: event.value for event in log.Scalars("learning_rate/generator")}
+    assert [rates[step] / 0.002 for step in (2, 4, 6, 8, 10)] == pytest.approx([1, 1, 0.5, 0.25, 0.25])
+    assert all(0 < event.value <= 1 for event in log.Scalars("val/code_usage"))
+    assert all(math.isfinite(event.value) for tag in tags for event in log.Scalars(tag))
+    picture = log.Images("val/pictures")[-1]
+    assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)  # 4 pictures above their reconstructions
