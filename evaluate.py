@@ -216,13 +216,14 @@ def main(argv: list[str] | None = None) -> None:
     decoded, tokens = reconstruct(inpainter, truth)
     whole = reconstruction_figures(judge, decoded, tokens, inpainter.vqgan.config.codebook.codes)
     log.info("VQGAN on whole images: " + "  ".join(f"{key} {value:.4f}" for key, value in whole.items()))
+    report = {"n": len(truth), "seeds": args.seeds, "decoding": inpainter.decoding.model_dump(), "vqgan": whole}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, hole in tqdm(holes.items(), desc="families of holes"):
         rows += evaluate(judge, inpainter, decoded, name, hole, args)
+        everything = report | {"rows": [asdict(row) for row in rows]}  # after each family: a run takes long
+        args.json.write_text(json.dumps(everything, indent=2) + "\n")
     log.info(f"{table(rows)}\n\nn = {len(truth)}, seeds {args.seeds}, {inpainter.decoding}")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"n": len(truth), "seeds": args.seeds, "decoding": inpainter.decoding.model_dump(), "vqgan": whole}
-    args.json.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -210,8 +210,10 @@ def test_the_labs_layout_computes_what_the_lab_computes(small_lab):
 
     points = latents.flatten(2).transpose(1, 2)  # (b, n, e)
     distances = (points[:, :, None] - p["codebook.embedding.weight"]).square().sum(-1).sqrt()  # (b, n, k)
-    tokens = distances.argmin(-1)
-    assert torch.equal(net.encode(images), tokens) and tokens.unique().numel() > 32
+    tokens = net.encode(images)
+    chosen = distances.gather(-1, tokens[..., None])[..., 0]
+    assert (chosen - distances.amin(-1)).max() < 1e-5  # float32 may break a near tie otherwise than float64
+    assert tokens.unique().numel() > 32
 
     codes = p["codebook.embedding.weight"][tokens].transpose(1, 2).reshape(2, -1, 16, 16)
     pictures = lab_images(p, codes)
