@@ -83,16 +83,33 @@ def square(picture: Image.Image, size: int, resample: Image.Resampling) -> Image
     return picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size), resample)
 
 
+def _as_image(picture: Image.Image, size: int | None) -> np.ndarray:
+    picture = to_mode(picture, "RGB")
+    return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
+
+
+def _as_hole(picture: Image.Image, size: int | None) -> np.ndarray:
+    picture = to_mode(picture, "L")
+    return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
+
+
 def read_image(path, size: int | None = None) -> np.ndarray:
     """uint8 (H, W, 3): RGB, upright, centre-cropped and resized (Lanczos) to `size` unless that is None."""
-    picture = to_mode(open_upright(path), "RGB")
-    return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
+    return _as_image(open_upright(path), size)
 
 
 def read_hole(path, size: int | None = None) -> np.ndarray:
     """bool (H, W), True = missing: the mask's pixels darker than 128, cropped and resized as `read_image` does."""
-    picture = to_mode(open_upright(path), "L")
-    return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
+    return _as_hole(open_upright(path), size)
+
+
+def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """`read_image` and `read_hole` of an image and its mask. Raises ValueError naming both where their sizes differ."""
+    pictures = open_upright(image), open_upright(mask)
+    first, second = ("{}x{}".format(*picture.size) for picture in pictures)
+    if first != second:
+        raise ValueError(f"{image} is {first}, its mask {mask} {second}: they must be equal")
+    return _as_image(pictures[0], size), _as_hole(pictures[1], size)
 
 
 def write_image(path, pixels: np.ndarray) -> None:

@@ -2,11 +2,11 @@
 
     tokens      (b, n)     long   codes 0..k-1; mask_id = k where hidden
     hidden      (b, n)     bool   tokens to predict, True = hidden
-    logits      (b, n, k)  float  what a transformer says of every token
+    logits      (m, k)     float  what a transformer says of the hidden tokens, image by image
     confidence  (b, n)     float  probability of the chosen code, in [0, 1]
 
 b batch, n tokens, k codes, m hidden tokens of the whole batch, T iterations, t the step 1..T, r = t / T.
-The loop sees `predict: tokens (b, n) -> logits (b, n, k)`, never a model, a trainer or a device.
+The loop sees `predict: tokens (b, n) -> logits (m, k)`, never a model, a trainer or a device.
 """
 
 import operator
@@ -74,7 +74,8 @@ def sample(
 ) -> Iterator[State]:
     """Decodes the hidden tokens, yielding a State after every iteration; in the last one nothing is hidden.
 
-    predict: tokens (b, n), mask_id where hidden, -> logits (b, n, k) of any float type, k <= mask_id
+    predict: tokens (b, n), mask_id where hidden, -> logits (m, k) of the m hidden tokens, in row-major order, of any
+        float type, k <= mask_id; images that are complete are not among the b
     tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden; hidden (b, n) bool; neither is modified
     seeds: b integers >= 0. Image i's draws at step t are a function of (seeds[i], t) alone, made on the CPU: its
     result depends neither on the rest of the batch nor on the device that draws.
@@ -101,8 +102,8 @@ def _iterate(predict, state: State, mask_id: int, config: DecodingConfig, seeds:
         yield State(1, state.tokens, state.hidden, state.confidence)
     while left.any():
         with torch.no_grad():
-            logits = predict(state.tokens)
-        _check_logits(logits, state.tokens, mask_id)
+            logits = predict(state.tokens if left.all() else state.tokens[(left > 0).to(state.tokens.device)])
+        _check_logits(logits, int(left.sum()), mask_id)
         left = still_hidden(count, left, state.step + 1, config)
         state = decode_step(state, logits, left, draws(seeds, state.step + 1, state.tokens.shape[1]), config)
         yield state
@@ -139,16 +140,16 @@ def draws(seeds: Sequence[int], step: int, n: int) -> Tensor:
 def decode_step(state: State, logits: Tensor, left: Tensor, uniforms: Tensor, config: DecodingConfig) -> State:
     """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
 
-    logits (b, n, k), uniforms (b, 2, n) as `draws` gives them; a pure function. The confidence is the probability
+    logits (m, k), uniforms (b, 2, n) as `draws` gives them; a pure function. The confidence is the probability
     of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the official
     MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model thinks
     of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
     """
     hidden, step = state.hidden, state.step + 1
     code_draw, rank_draw = uniforms.to(hidden.device).unbind(dim=1)  # (b, n) each
-    rows = logits[hidden].float()  # (m, k): known tokens need no look
-    codes = choose_codes(rows, code_draw[hidden], config)  # (m)
-    log_p = (rows.gather(1, codes[:, None])[:, 0] - rows.logsumexp(dim=1)).clamp(max=0)  # (m)
+    logits = logits.float()
+    codes = choose_codes(logits, code_draw[hidden], config)  # (m)
+    log_p = (logits.gather(1, codes[:, None])[:, 0] - logits.logsumexp(dim=1)).clamp(max=0)  # (m)
     if log_p.isnan().any():
         raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
 
@@ -227,10 +228,10 @@ def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, seeds: Sequence[
     return seeds
 
 
-def _check_logits(logits: Tensor, tokens: Tensor, mask_id: int) -> None:
-    shape, (b, n) = tuple(logits.shape), tokens.shape
-    if len(shape) != 3 or shape[:2] != (b, n) or not 1 <= shape[2] <= mask_id or not logits.is_floating_point():
+def _check_logits(logits: Tensor, hidden: int, mask_id: int) -> None:
+    shape = tuple(logits.shape)
+    if len(shape) != 2 or shape[0] != hidden or not 1 <= shape[1] <= mask_id or not logits.is_floating_point():
         raise ValueError(
-            f"predict: expected floating-point logits ({b}, {n}, k) with 1 <= k <= mask_id = {mask_id}, "
-            f"found {shape} of {logits.dtype}"
+            f"predict: expected floating-point logits ({hidden}, k) of the hidden tokens with 1 <= k <= mask_id = "
+            f"{mask_id}, found {shape} of {logits.dtype}"
         )

@@ -13,30 +13,29 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydantic
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from config import ROOT, add_flag, explain
-from data import ImageFolder, list_images, pair, read_holes, read_truth, to_float, to_pixels, to_uint8, write_image
+from data import to_float, to_pixels, to_uint8, write_image
 from decoding import DecodingConfig, State, sample
-from masks import FAMILIES, SCHEDULES, composite, make_holes, to_hidden
+from drawing import Sheets, drawn
+from inputs import GREY, Folders, Inputs, batches, chelsea
+from masks import SCHEDULES, composite, to_hidden
 from metrics import hole_psnr
 from models.base import file_hash, read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from utils import autocast, grid, log, pick_device, start_logging
+from utils import autocast, log, pick_device, start_logging
 
 PRETRAINED = ROOT / "pretrained" / "cats64"
-GREY = 128  # what the encoder sees in a hole
-FACES = ((70, 0, 300), (90, 10, 280), (110, 40, 250))  # squares of chelsea: left, top, side in pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +89,9 @@ class Inpainter:
         return self.vqgan.encode(to_float(grey).to(self.device, memory_format=torch.channels_last))
 
     def predict(self, tokens: Tensor) -> Tensor:
-        """tokens (b, n), mask_id where hidden -> logits (b, n, k)."""
+        """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
         with autocast(self.device, self.precision):
-            return self.transformer(tokens)
+            return self.transformer.of_hidden(tokens)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -143,113 +142,74 @@ class Inpainter:
         return self.finish(images, hole, last.tokens)
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Images with holes, their file names, and the truth where it is known."""
-
-    images: Tensor  # (N, 3, H, W) uint8
-    hole: Tensor  # (N, 1, H, W) bool
-    names: list[str]
-    groups: list[str]  # a row of the table each
-    truth: Tensor | None
-
-
-def chelsea(size: int) -> Inputs:
-    """Crops of scikit-image's cat (CC0), each also mirrored, under every family of holes."""
-    from skimage.data import chelsea as photograph  # imported here: only the default needs scikit-image
-
-    picture = Image.fromarray(photograph())
-    crops = [picture.crop((x, y, x + side, y + side)).resize((size, size), Image.LANCZOS) for x, y, side in FACES]
-    faces = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2).contiguous()
-    faces = torch.cat((faces, faces.flip(-1)))
-    hole = torch.cat([make_holes(family, len(faces), size) for family in FAMILIES])
-    truth = faces.repeat(len(FAMILIES), 1, 1, 1)
-    groups = [family for family in FAMILIES for _ in faces]
-    names = [f"image_{index:03d}.png" for index in range(len(truth))]
-    return Inputs(truth.masked_fill(hole, GREY), hole, names, groups, truth)
-
-
-def folders(images, masks, truth, size: int, workers: int) -> Inputs:
-    """The lab's layout: a folder of images, one of masks (0 = hole), and perhaps the truth (folder, .npz or .csv)."""
-    pairs = pair(list_images(images), list_images(masks))
-    for image, mask in pairs:
-        sizes = ["{3}x{2}".format(*pixels.shape) for pixels in (ImageFolder([image]).images, read_holes([mask]))]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{image} is {sizes[0]}, its mask {mask} {sizes[1]}: they must be equal")
-    pictures = ImageFolder([image for image, _ in pairs], size, workers).images
-    names = [f"{image.stem}.png" for image, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{images}: two images of one name but for their ending would overwrite each other")
-    true = read_truth(truth) if truth else None
-    if true is not None and true.shape != pictures.shape:
-        raise ValueError(f"{truth}: {tuple(true.shape)} true images (N, 3, H, W) for {tuple(pictures.shape)} to fill")
-    hole = read_holes([mask for _, mask in pairs], size, workers)
-    return Inputs(pictures, hole, names, [Path(masks).name] * len(names), true)
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def drawn(groups: list[str], count: int) -> list[int]:
-    """The images whose iterations are drawn: the first of each group, then the second of each, `count` in all."""
-    turns = [(groups[:index].count(group), index) for index, group in enumerate(groups[: count * len(set(groups))])]
-    return sorted(index for _, index in sorted(turns)[:count])
+@dataclass
+class Tally:
+    """Sums over the images of a group, for its row of the table."""
+
+    images: int = 0
+    missing: float = 0.0  # shares of pixels
+    scored: int = 0  # images with a hole whose truth is known
+    psnr: float = 0.0  # in dB, in the hole
+
+    def add(self, hole: Tensor, filled: Tensor, truth: Tensor | None) -> None:
+        """Counts images (b, 3, H, W) uint8."""
+        self.images += len(hole)
+        self.missing += float(hole.float().mean(dim=(1, 2, 3)).sum())
+        if truth is not None and (some := hole.flatten(1).any(dim=1)).any():
+            self.scored += int(some.sum())
+            self.psnr += float(hole_psnr(to_float(filled[some]), to_float(truth[some]), hole[some]).sum())
+
+    def row(self, group: str) -> str:
+        quality = f"{self.psnr / self.scored:.2f}" if self.scored else "-"
+        return f"{group:<10} {self.images:>4} {100 * self.missing / self.images:>7.1f} {quality:>13}"
 
 
-def draw(inpainter: Inpainter, state: State, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """Pictures (r, 3, H, W) uint8 of the images `rows` after a step, hidden tokens grey, and what is known, white."""
-    hidden = state.hidden[rows]
-    tokens = state.tokens[rows].masked_fill(hidden, 0)
-    side = inpainter.vqgan.config.grid
-    pending = F.interpolate(hidden.view(-1, 1, side, side).float(), size=inpainter.size).bool().cpu()
-    pictures = inpainter.decode(tokens).masked_fill(pending, GREY)
-    return pictures, torch.where(pending, 0, 255).to(torch.uint8).expand_as(pictures)
+def run(
+    inpainter: Inpainter, inputs: Inputs | Folders, args: argparse.Namespace, decoding: DecodingConfig
+) -> dict[str, Tally]:
+    """Fills every image and writes the pictures; a row of the table a group.
 
-
-def run(inpainter: Inpainter, inputs: Inputs, args: argparse.Namespace, decoding: DecodingConfig) -> Tensor:
-    """Fills every image, writes the pictures and returns the composited ones (N, 3, H, W) uint8."""
-    out, results = Path(args.out), Path(args.predicted_path or Path(args.out) / "test_results")
-    shown, overview, filled = drawn(inputs.groups, args.grids), [], []
-    with tqdm(total=len(inputs.names), desc="inpainting", unit="image") as bar:
-        for start in range(0, len(inputs.names), args.batch_size):
-            window = slice(start, start + args.batch_size)
-            images, hole, names = inputs.images[window], inputs.hole[window], inputs.names[window]
-            seeds = range(args.seed + start, args.seed + start + len(images))
-            rows, history = [index - start for index in shown if index in range(*window.indices(len(inputs.names)))], []
-            for state in inpainter.steps(images, hole, seeds, args.margin, decoding):
+    The next batch is read and the last one written while this one is at work; no more than three are in memory.
+    """
+    folders = {"images": Path(args.predicted_path or args.out / "test_results"), "raw": args.out / "raw"}
+    sheets, tallies = Sheets(inpainter.decode, args.out, drawn(inputs.groups, args.grids)), {}
+    with tqdm(total=len(inputs), desc="inpainting", unit="image") as bar, ThreadPoolExecutor(2) as writers:
+        pending = []
+        for start, batch in batches(inputs, args.batch_size):
+            rows, history = sheets.rows(start, len(batch)), []
+            seeds = range(args.seed + start, args.seed + start + len(batch))
+            for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
                 if rows:
-                    history.append(draw(inpainter, state, rows))
-            done = inpainter.finish(images, hole, state.tokens)
-            for index, name in enumerate(names):
-                write_image(results / name, to_pixels(done.images[index]))
-                write_image(out / "raw" / name, to_pixels(done.raw[index]))
-            for place, row in enumerate(rows):
-                pictures, known = (torch.stack([step[kind][place] for step in history]) for kind in (0, 1))
-                for folder, sheet in (("imga", pictures), ("mask_scheduling", known)):
-                    write_image(out / folder / names[row], to_pixels(grid(sheet, columns=min(len(sheet), 5))))
-                few = pictures[torch.linspace(0, len(pictures) - 1, 4).long()]
-                before = [] if inputs.truth is None else [inputs.truth[start + row]]
-                overview.append(
-                    torch.stack([*before, images[row].masked_fill(hole[row], GREY), *few, done.images[row]])
-                )
-            filled.append(done.images)
-            bar.update(len(images))
-    if overview:
-        sheet = grid(torch.cat(overview), columns=len(overview[-1])).repeat_interleave(2, 1).repeat_interleave(2, 2)
-        write_image(out / "overview.png", to_pixels(sheet))
-    return torch.cat(filled)
+                    history.append(sheets.draw(state, rows))
+            filled = inpainter.finish(batch.images, batch.hole, state.tokens)
+            for done in pending:
+                done.result()  # raises what writing raised
+            pictures = {folder: getattr(filled, kind) for kind, folder in folders.items()}
+            if batch.truth is not None and not args.gtcsv_path:
+                pictures[args.out / "truth"] = batch.truth
+            pending = [
+                writers.submit(write_image, folder / name, to_pixels(image))
+                for folder, images in pictures.items()
+                for name, image in zip(batch.names, images, strict=True)
+            ]
+            sheets.write(batch, filled.images, rows, history)
+            for group in dict.fromkeys(batch.groups):
+                chosen = torch.tensor([other == group for other in batch.groups])
+                truth = None if batch.truth is None else batch.truth[chosen]
+                tallies.setdefault(group, Tally()).add(batch.hole[chosen], filled.images[chosen], truth)
+            bar.update(len(batch))
+        for done in pending:
+            done.result()
+    sheets.close()
+    return tallies
 
 
-def write_manifest(args, inputs: Inputs, decoding: DecodingConfig, seconds: float, device: torch.device) -> None:
+def write_manifest(args, inputs: Inputs | Folders, decoding: DecodingConfig, seconds: float, device) -> None:
     """OUT/manifest.json: all that is needed to repeat the run, and where the truth is."""
-    out, truth = Path(args.out), args.gtcsv_path
-    if truth is None and inputs.truth is not None:
-        truth = out / "truth"
-        for name, image in zip(inputs.names, inputs.truth, strict=True):
-            write_image(truth / name, to_pixels(image))
+    truth = args.gtcsv_path or (args.out / "truth" if inputs.truth is not None else None)
     weights = {name: file_hash(Path(args.checkpoint) / f"{name}.safetensors") for name in ("vqgan", "transformer")}
     manifest = {
         "decoding": decoding.model_dump(),
@@ -266,21 +226,7 @@ def write_manifest(args, inputs: Inputs, decoding: DecodingConfig, seconds: floa
         "truth": None if truth is None else str(Path(truth).resolve()),
         "results": inputs.names,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def print_table(inputs: Inputs, filled: Tensor, seconds: float) -> None:
-    """Hole PSNR (mean over the images that have a hole) by family of holes, and the time an image."""
-    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}")
-    for group in dict.fromkeys(inputs.groups):
-        chosen = torch.tensor([other == group for other in inputs.groups])
-        scored = chosen & inputs.hole.flatten(1).any(dim=1)
-        quality, share = "-", inputs.hole[chosen].float().mean() * 100
-        if inputs.truth is not None and scored.any():
-            values = hole_psnr(to_float(filled[scored]), to_float(inputs.truth[scored]), inputs.hole[scored])
-            quality = f"{values.mean():.2f}"
-        log.info(f"{group:<10} {int(chosen.sum()):>4} {share:>7.1f} {quality:>13}")
-    log.info(f"{seconds / len(inputs.names):.3f} s an image, {seconds:.1f} s in all, pictures included")
+    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -344,17 +290,20 @@ def main(argv: list[str] | None = None) -> None:
         decoding = override(inpainter.decoding, args)
         if args.test_mask_path:
             paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path
-            inputs = folders(*paths, inpainter.size, args.num_workers)
+            inputs = Folders(*paths, inpainter.size, args.num_workers)
         else:
             inputs = chelsea(inpainter.size)
         args.out.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        tallies = run(inpainter, inputs, args, decoding)
+        seconds = time.perf_counter() - start
     except (ValueError, OSError) as error:
         parser.error(explain(error) if isinstance(error, pydantic.ValidationError) else str(error))
-    start = time.perf_counter()
-    filled = run(inpainter, inputs, args, decoding)
-    seconds = time.perf_counter() - start
     write_manifest(args, inputs, decoding, seconds, inpainter.device)
-    print_table(inputs, filled, seconds)
+    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}")
+    for group, tally in tallies.items():
+        log.info(tally.row(group))
+    log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
     log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
              f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
 

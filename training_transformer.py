@@ -90,7 +90,7 @@ class Stage2:
         tokens = self.val[:PREVIEWS].long().to(self.device)
         hidden = self.holes["thick"][:PREVIEWS].to(self.device)
         with autocast(self.device, self.settings.precision):
-            filled = fill(model, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
+            filled = fill(model.of_hidden, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
         return grid(to_uint8(self.vqgan.decode(torch.cat((tokens, filled)))).cpu(), columns=len(tokens))
 
 

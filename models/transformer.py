@@ -90,8 +90,8 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """x (b, n, d) -> (b, n, d); `rotary` turns queries and keys, never values."""
+    def forward(self, x: Tensor, rotary: Rotary | None = None, select: Tensor | None = None) -> Tensor:
+        """x (b, n, d) -> (b, n, d), or (s, d) where `select` (b, n) is True; `rotary` turns queries and keys only."""
         scale = (x.shape[-1] // self.heads) ** -0.5
         query = self._split(self.query(x) * scale)  # (b*h, n, d/h); scaled here, n/(d/h) times fewer products
         key = self._split(self.key(x))  #             (b*h, n, d/h)
@@ -100,7 +100,8 @@ class MultiHeadAttention(nn.Module):
             query, key = rotary(query), rotary(key)
         scores = torch.bmm(query, key.transpose(1, 2))  # (b*h, n, n)
         weights = self.dropout(scores.softmax(dim=-1))  # (b*h, n, n)
-        return self.output(self._merge(torch.bmm(weights, value)))
+        mixed = self._merge(torch.bmm(weights, value))  # (b, n, d)
+        return self.output(mixed if select is None else mixed[select])
 
     def _split(self, x: Tensor) -> Tensor:
         """(b, n, d) -> (b*h, n, d/h), contiguous: one batched product then serves all heads of all images."""
@@ -134,12 +135,13 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """x (b, n, d) -> (b, n, d)."""
+    def forward(self, x: Tensor, rotary: Rotary | None = None, select: Tensor | None = None) -> Tensor:
+        """x (b, n, d) -> (b, n, d), or (s, d) where `select` (b, n) is True: the others are attended to, no more."""
+        kept = x if select is None else x[select]
         if self.post_norm:
-            x = self.attention_norm(x + self.dropout(self.attention(x, rotary)))
+            x = self.attention_norm(kept + self.dropout(self.attention(x, rotary, select)))
             return self.mlp_norm(x + self.dropout(self.mlp(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+        x = kept + self.dropout(self.attention(self.attention_norm(x), rotary, select))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -189,7 +191,8 @@ class Transformer(nn.Module):
         """tokens (b, n) ids in 0..k, k where hidden -> logits (b, n, k).
 
         With `select` (b, n) bool: logits (s, k) of the True tokens only, in row-major order; they equal
-        `forward(tokens)[select]` and spare the head's cost for the rest, as when the loss reads hidden tokens only.
+        `forward(tokens)[select]` and spare most of the last block and the head for the rest, as when the loss reads
+        hidden tokens only.
         Raises ValueError on a wrong shape; an id outside 0..k raises IndexError on the CPU.
         """
         self._check(tokens, select)
@@ -197,14 +200,17 @@ class Transformer(nn.Module):
         if self.positions is not None:
             x = x + self.positions  #                        (b, n, d)
         x = self.dropout(self.input_norm(x))  #              (b, n, d)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, self.rotary)  #                     (b, n, d)
-        x, bias = self.output_norm(x), self.bias  #          (b, n, d), (k,) or (n, k)
-        if select is not None:
-            x = x[select]  #                                 (s, d)
-            if self.config.position_bias:
-                bias = F.embedding(torch.where(select)[1], bias)  # (s, k)
-        return F.linear(self.head(x), self.output_codes) + bias  # (b, n, k) or (s, k)
+        x = self.blocks[-1](x, self.rotary, select)  #       (b, n, d) or (s, d)
+        bias = self.bias  #                                  (k,) or (n, k)
+        if select is not None and self.config.position_bias:
+            bias = F.embedding(torch.where(select)[1], bias)  # (s, k)
+        return F.linear(self.head(self.output_norm(x)), self.output_codes) + bias  # (b, n, k) or (s, k)
+
+    def of_hidden(self, tokens: Tensor) -> Tensor:
+        """tokens (b, n) -> logits (m, k) of the hidden ones, in row-major order: what `decoding.sample` asks for."""
+        return self(tokens, select=tokens == self.mask_id)
 
     @torch.no_grad()
     def init_from_codes(self, codes: Tensor, generator: torch.Generator) -> None:

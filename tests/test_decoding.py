@@ -42,10 +42,15 @@ def problem(b=3, n=16, ratio=0.6, seed=0):
     return tokens, torch.rand(b, n, generator=rng).argsort(dim=1) < counts[:, None]
 
 
+def of_hidden(logits):
+    """A predictor for `sample` from a function tokens (b, n) -> logits (b, n, k)."""
+    return lambda tokens: logits(tokens)[tokens == K]
+
+
 def states(predict=peaked_logits, tokens=None, hidden=None, config=None, seeds=None, **problem_options):
     if tokens is None:
         tokens, hidden = problem(**problem_options)
-    return list(sample(predict, tokens, hidden, K, config or DecodingConfig(), seeds or range(len(tokens))))
+    return list(sample(of_hidden(predict), tokens, hidden, K, config or DecodingConfig(), seeds or range(len(tokens))))
 
 
 def hidden_counts(count, config):
@@ -210,7 +215,7 @@ def test_predict_sees_the_mask_id_where_hidden_and_never_the_tokens_underneath()
     first = states(predict, tokens, hidden)
     assert torch.equal(seen[0], tokens.masked_fill(hidden, K))
     for state, given_ in zip(first, seen[1:], strict=False):
-        assert torch.equal(state.tokens, given_)  # what was decided is read back
+        assert torch.equal(state.tokens[state.hidden.any(dim=1)], given_)  # what was decided is read back
     second = states(predict, garbage, hidden)
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
 
@@ -222,22 +227,32 @@ def test_images_without_hidden_tokens_pass_through():
     assert all(torch.equal(state.tokens[1], tokens[1]) for state in result)
 
 
+def test_images_that_are_complete_leave_the_batch():
+    hidden = torch.arange(16) < torch.tensor([0, 2, 16])[:, None]
+    sizes = []
+
+    def predict(tokens):
+        sizes.append(len(tokens))
+        return context_logits(tokens)
+
+    result = states(predict, torch.zeros(3, 16).long(), hidden, DecodingConfig(total_iter=8, sweet_spot=8))
+    assert sizes == [2, 2, 1, 1, 1, 1, 1, 1] and not result[-1].hidden.any()
+
+
 def test_without_any_hidden_token_there_is_one_state_and_no_prediction():
     tokens, hidden = torch.tensor([[1, 2]]), torch.zeros(1, 2, dtype=torch.bool)
     result = states(lambda tokens: pytest.fail("predict was called"), tokens, hidden)
     assert [state.step for state in result] == [1]
     assert torch.equal(result[0].tokens, tokens) and torch.equal(result[0].confidence, torch.ones(1, 2))
-    assert fill(uniform_logits, torch.zeros(0, 4).long(), torch.zeros(0, 4).bool(), K, DecodingConfig(), []).shape == (
-        0,
-        4,
-    )
+    none = torch.zeros(0, 4)
+    assert fill(of_hidden(uniform_logits), none.long(), none.bool(), K, DecodingConfig(), []).shape == (0, 4)
 
 
 def test_fill_gives_the_last_tokens_and_no_gradients():
     weight = torch.ones((), requires_grad=True)
     tokens, hidden = problem()
     result = states(lambda tokens: context_logits(tokens) * weight, tokens, hidden)
-    filled = fill(context_logits, tokens, hidden, K, DecodingConfig(), range(3))
+    filled = fill(of_hidden(context_logits), tokens, hidden, K, DecodingConfig(), range(3))
     assert torch.equal(filled, result[-1].tokens)
     assert not result[-1].confidence.requires_grad
 
@@ -322,7 +337,7 @@ def test_the_loop_itself_draws_codes_with_their_probabilities():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     tokens, hidden = torch.zeros(40, 200).long(), torch.ones(40, 200, dtype=torch.bool)
     config = DecodingConfig(sampler="random")  # an order that does not prefer probable codes
-    filled = fill(lambda tokens: logits.expand(*tokens.shape, 4), tokens, hidden, 4, config, range(40))
+    filled = fill(lambda tokens: logits.expand(int((tokens == 4).sum()), 4), tokens, hidden, 4, config, range(40))
     frequency = filled.flatten().bincount(minlength=4) / filled.numel()
     assert torch.allclose(frequency, logits.softmax(dim=0), atol=0.02)  # sd <= .0054
 
@@ -475,23 +490,25 @@ def test_inputs_that_do_not_fit_are_refused_at_once(change, message):
 @pytest.mark.parametrize(
     "predict, message",
     [
-        (lambda tokens: torch.zeros(*tokens.shape, K + 1), r"k <= mask_id = 12.*13"),  # could emit the mask id
-        (lambda tokens: torch.zeros(*tokens.shape), r"\(3, 16, k\).*\(3, 16\)"),
-        (lambda tokens: torch.zeros(1, tokens.shape[1], K), r"\(3, 16, k\).*\(1, 16, 12\)"),
-        (lambda tokens: torch.zeros(*tokens.shape, K, dtype=torch.long), r"floating-point.*int64"),
-        (lambda tokens: torch.full((*tokens.shape, K), math.nan), r"step 1.*NaN"),
-        (lambda tokens: torch.full((*tokens.shape, K), -math.inf), r"step 1.*-inf"),
+        (lambda m: torch.zeros(m, K + 1), r"k <= mask_id = 12.*13"),  # could emit the mask id
+        (lambda m: torch.zeros(m), r"\(30, k\).*\(30,\)"),
+        (lambda m: torch.zeros(3, 16, K), r"\(30, k\).*\(3, 16, 12\)"),
+        (lambda m: torch.zeros(m - 1, K), r"\(30, k\).*\(29, 12\)"),
+        (lambda m: torch.zeros(m, K, dtype=torch.long), r"floating-point.*int64"),
+        (lambda m: torch.full((m, K), math.nan), r"step 1.*NaN"),
+        (lambda m: torch.full((m, K), -math.inf), r"step 1.*-inf"),
     ],
 )
 def test_logits_that_do_not_fit_are_refused(predict, message):
+    tokens, hidden = problem()
     with pytest.raises(ValueError, match=message):
-        states(predict)
+        list(sample(lambda tokens: predict(int(hidden.sum())), tokens, hidden, K, DecodingConfig(), range(3)))
 
 
 def test_the_decode_step_is_pure():
     tokens, hidden = problem()
     start = State(0, tokens.masked_fill(hidden, K), hidden, torch.ones(tokens.shape))
-    logits, uniforms = context_logits(tokens), decoding.draws(range(3), 1, 16)
+    logits, uniforms = context_logits(tokens)[hidden], decoding.draws(range(3), 1, 16)
     copies = [tensor.clone() for tensor in (start.tokens, hidden, start.confidence, logits, uniforms)]
     left = torch.tensor([2, 1, 0])
     results = [decode_step(start, logits, left, uniforms, DecodingConfig()) for _ in range(2)]

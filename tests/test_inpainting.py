@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch import Tensor, nn
 
+import drawing
 import fid_score
 import inpainting
 import metrics
@@ -602,7 +603,7 @@ def test_without_arguments_chelsea_is_filled_and_scored(checkpoint, monkeypatch,
     assert torch.equal(truth[3:6], truth[:3].flip(-1))  # each crop also mirrored
     assert len({bytes(image.numpy()) for image in truth}) == 6 and truth.float().std() > 20
     assert files(out / "imga") == [f"image_{i:03}.png" for i in range(0, 36, 6)]  # the first of each family
-    assert [inpainting.drawn([*"aabb"], count) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3]]
+    assert [drawing.drawn([*"aabb"], count) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3]]
 
     report = score()  # reads results/manifest.json
     assert report["n"] == len(results) and report["truth"] == str(out / "truth") and report["value"] > 0
@@ -713,9 +714,11 @@ def test_truth_of_another_shape_is_named(failure, lab):
     lines = lab.csv.read_text().splitlines()
     lab.csv.write_text("\n".join(lines[:4]) + "\n")
     message = failure(*lab.flags, "--gtcsv-path", lab.csv)
-    assert f"{lab.csv}: (3, 3, 16, 16) true images (N, 3, H, W) for (5, 3, 16, 16) to fill" in message
+    assert f"{lab.csv}: 3 true images for 5 to fill" in message
     np.savez(lab.csv.with_suffix(".npz"), images=np.zeros((5, 8, 8, 3), np.uint8))
-    assert "(5, 3, 8, 8) true images" in failure(*lab.flags, "--gtcsv-path", lab.csv.with_suffix(".npz"))
+    assert "(5, 3, 8, 8) true images (b, 3, H, W) for" in failure(
+        *lab.flags, "--gtcsv-path", lab.csv.with_suffix(".npz")
+    )
     assert "no such folder or file of true images" in failure(*lab.flags, "--gtcsv-path", "nowhere.csv")
 
 
