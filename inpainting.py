@@ -51,7 +51,13 @@ class Inpainter:
     """A frozen VQGAN and transformer that fill holes; the same seed gives the same tokens, whatever the batch."""
 
     def __init__(
-        self, vqgan: VQGAN, transformer: Transformer, decoding: DecodingConfig, device="auto", precision="auto"
+        self,
+        vqgan: VQGAN,
+        transformer: Transformer,
+        decoding: DecodingConfig,
+        device="auto",
+        precision="auto",
+        compiled=False,
     ):
         made = vqgan.config.grid**2, vqgan.config.codebook.codes
         taken = transformer.config.tokens, transformer.config.codes
@@ -61,12 +67,16 @@ class Inpainter:
         self.vqgan = vqgan.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.transformer = transformer.to(self.device).eval().requires_grad_(False)
         self.size = vqgan.config.image_size
+        if compiled:
+            for network in (self.transformer, self.vqgan.decoder):
+                network.compile(dynamic=True)  # batches shrink and hidden tokens dwindle
 
     @classmethod
-    def from_pretrained(cls, folder=PRETRAINED, device="auto", precision="auto") -> "Inpainter":
+    def from_pretrained(cls, folder=PRETRAINED, device="auto", precision="auto", compiled=False) -> "Inpainter":
         """The weights in `folder`: vqgan.safetensors and transformer.safetensors, as the two trainings leave them.
 
-        Raises FileNotFoundError, or ValueError naming the file that does not fit.
+        `precision` is auto (bfloat16 where the device has it), float32 or bfloat16; `compiled` runs both networks
+        through torch.compile. Raises FileNotFoundError, or ValueError naming the file that does not fit.
         """
         paths = [Path(folder) / f"{name}.safetensors" for name in ("vqgan", "transformer")]
         vqgan, transformer = VQGAN.load(paths[0]), Transformer.load(paths[1])
@@ -76,7 +86,7 @@ class Inpainter:
         if notes["vqgan"] != file_hash(paths[0]):
             raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
         decoding = DecodingConfig.model_validate_json(notes["decoding"])
-        return cls(vqgan, transformer, decoding, device, precision)
+        return cls(vqgan, transformer, decoding, device, precision, compiled)
 
     def hide(self, hole: Tensor, margin: int = 0) -> Tensor:
         """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings."""
@@ -261,6 +271,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(run_time, "--batch-size", type=int, default=32, help="images at once (default: 32)")
     add_flag(run_time, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_flag(run_time, "--num-workers", type=int, default=4, help="threads that read images (default: 4)")
+    add_flag(run_time, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
+             help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
+    add_flag(run_time, "--compile", action="store_true", help="torch.compile both networks: pays for many images")
     add_flag(run_time, "--grids", type=int, default=6, metavar="N",
              help="draw every iteration of N images (default: 6; each costs a decode)")  # fmt: skip
     return parser
@@ -286,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.batch_size < 1 or min(args.seed, args.margin, args.grids) < 0:
         parser.error("--batch-size must be at least 1, --seed, --margin and --grids at least 0")
     try:
-        inpainter = Inpainter.from_pretrained(args.checkpoint, args.device)
+        inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = override(inpainter.decoding, args)
         if args.test_mask_path:
             paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path

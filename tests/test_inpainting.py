@@ -207,6 +207,22 @@ def test_an_image_alone_equals_the_image_in_a_batch(checkpoints, kind, precision
         assert torch.equal(alone.images, together.images[i : i + 1])
 
 
+def test_compiled_networks_give_the_same_pictures(checkpoint, inpainters, monkeypatch):
+    original = nn.Module.compile  # with the backend `eager`, which needs no C++ compiler
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: original(module, backend="eager", **options))
+    images, hole = noise(3), torch.cat([make_holes(family, 1, SIZE) for family in ("walk", "box", "thin")])
+    compiled = Inpainter.from_pretrained(checkpoint, "cpu", compiled=True)
+    assert equal(compiled(images, hole, 0), inpainters["patch"](images, hole, 0))
+    assert compiled.transformer._compiled_call_impl and compiled.vqgan.decoder._compiled_call_impl
+
+
+def test_bfloat16_logits_agree_with_float32_within_a_hundredth_of_their_spread(checkpoint, inpainters):
+    half = Inpainter.from_pretrained(checkpoint, "cpu", "bfloat16")
+    tokens = torch.full((2, GRID**2), CODES)
+    exact, rounded = inpainters["patch"].predict(tokens), half.predict(tokens)
+    assert 0 < (rounded - exact).abs().max() < 0.01 * (exact.max() - exact.min())
+
+
 def test_the_same_seed_gives_the_same_picture_and_another_seed_another(inpainter):
     images, hole = noise(1).repeat(3, 1, 1, 1), make_holes("half", 1, SIZE).repeat(3, 1, 1, 1)
     filled = inpainter(images, hole, [4, 9, 4])
