@@ -9,6 +9,8 @@ b batch, n tokens, k codes, m hidden tokens of the whole batch, T iterations, t 
 The loop sees `predict: tokens (b, n) -> logits (m, k)`, never a model, a trainer or a device.
 """
 
+import functools
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +31,10 @@ class DecodingConfig(Settings):
     total_iter: int = pydantic.Field(10, ge=1, description="T, iterations that the mask schedule is laid out over")
     sweet_spot: int = pydantic.Field(10, ge=1, description="iteration, at most T, that fills everything still hidden")
     mask_func: str = pydantic.Field("cosine", description="mask schedule: cosine, linear, square, cubic or sqrt")
-    sampler: Literal["maskgit", "lab", "random"] = pydantic.Field(
-        "maskgit", description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), or random"
+    sampler: Literal["maskgit", "lab", "random", "halton"] = pydantic.Field(
+        "maskgit",
+        description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), random, or spread "
+        "evenly over the image (halton)",
     )
     temperature: float = pydantic.Field(
         4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r"
@@ -154,7 +158,8 @@ def decode_step(state: State, logits: Tensor, left: Tensor, uniforms: Tensor, co
         raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
 
     score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided
-    score[hidden] = rank_score(log_p, rank_draw[hidden], step / config.total_iter, config)
+    place = torch.where(hidden)[1]  # (m)
+    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], step / config.total_iter, config)
     rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = least confident; no two alike, so counts are exact
     stays = rank < left.to(hidden.device)[:, None]
 
@@ -187,16 +192,52 @@ def _invert(p: Tensor, uniform: Tensor) -> Tensor:
     return index[:, 0]
 
 
-def rank_score(log_p: Tensor, uniform: Tensor, r: float, config: DecodingConfig) -> Tensor:
-    """What hidden tokens are ranked by, (m) float32, the highest is decided first; log_p and uniform (m), r in (0, 1].
+def rank_score(log_p: Tensor, uniform: Tensor, place: Tensor, n: int, r: float, config: DecodingConfig) -> Tensor:
+    """What hidden tokens are ranked by, (m) float32, the highest is decided first; r in (0, 1].
 
-    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; random: Gumbel alone.
+    log_p and uniform (m) in [0, 1), place (m) long: which of the image's n tokens it is
+    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; random: Gumbel alone;
+    halton: minus the token's turn in `halton_turns`.
     """
+    if config.sampler == "halton":
+        return -halton_turns(n).to(place.device)[place].float()
     gumbel = -(-uniform.clamp(min=2**-25).log()).log()  # float32 uniforms are multiples of 2^-24: 0 stands for less
     if config.sampler == "random":
         return gumbel
     confidence = log_p if config.sampler == "maskgit" else log_p.exp()
     return confidence + config.temperature * (1 - r) * gumbel
+
+
+@functools.cache
+def halton_turns(n: int) -> Tensor:
+    """When each of n tokens, a square grid row by row, gets its turn: (n) long, a permutation of 0..n-1.
+
+    Cells in the order in which the two-dimensional Halton sequence of bases 2 and 3 first falls into them
+    (Besnier et al., Halton-MaskGIT, arXiv 2503.17076): neighbours are decided far apart in time.
+    Raises ValueError where n is no square number.
+    """
+    side = math.isqrt(n)
+    if side * side != n:
+        raise ValueError(f"sampler halton: expected a square grid of tokens, found {n}")
+    turns = torch.full((n,), -1)
+    index = taken = 0
+    while taken < n:
+        index += 1
+        cell = int(_radical_inverse(index, 2) * side) * side + int(_radical_inverse(index, 3) * side)
+        if turns[cell] < 0:
+            turns[cell] = taken
+            taken += 1
+    return turns
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    """The digits of `index` in `base`, mirrored at the point: in [0, 1)."""
+    value, weight = 0.0, 1.0
+    while index:
+        index, digit = divmod(index, base)
+        weight /= base
+        value += digit * weight
+    return value
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -260,8 +260,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
     add_flag(how, "--mask-func", choices=list(SCHEDULES), help="mask schedule")
-    add_flag(how, "--sampler", choices=["maskgit", "lab", "random"],
-             help="order of decoding: log p + noise, p + noise, or any")  # fmt: skip
+    add_flag(how, "--sampler", choices=["maskgit", "lab", "random", "halton"],
+             help="order of decoding: log p + noise, p + noise, any, or evenly spread")  # fmt: skip
     add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks as 1 - t/T")
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
     add_flag(how, "--top-k", type=int, metavar="K", help="draw from the K most probable codes; 0: from all")

@@ -14,7 +14,7 @@ from decoding import DecodingConfig, State, decode_step, fill, sample
 from masks import SCHEDULES, schedule
 
 K = 12  # codes; the mask id is K
-SAMPLERS = ("maskgit", "lab", "random")
+SAMPLERS = ("maskgit", "lab", "random", "halton")
 
 
 def uniform_logits(tokens):
@@ -45,6 +45,12 @@ def problem(b=3, n=16, ratio=0.6, seed=0):
 def of_hidden(logits):
     """A predictor for `sample` from a function tokens (b, n) -> logits (b, n, k)."""
     return lambda tokens: logits(tokens)[tokens == K]
+
+
+def rank(log_p, uniform, r, **options):
+    """`rank_score` of m tokens of an image of m."""
+    m = len(log_p)
+    return decoding.rank_score(log_p, uniform, torch.arange(m), m, r, DecodingConfig(**options))
 
 
 def states(predict=peaked_logits, tokens=None, hidden=None, config=None, seeds=None, **problem_options):
@@ -79,7 +85,8 @@ def decodings(draw):
         sampling_temperature=draw(st.sampled_from([0.0, 0.5, 1.0])),
         top_k=draw(st.sampled_from([0, 1, 3, K + 5])),
     )
-    b, n = draw(st.integers(1, 4)), draw(st.integers(1, 30))
+    b = draw(st.integers(1, 4))
+    n = draw(st.sampled_from([1, 4, 9, 25]) if config.sampler == "halton" else st.integers(1, 30))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     hidden = torch.from_numpy(rng.random((b, n)) < rng.random((b, 1)) * 1.2)  # from no hole to all hole
     return config, torch.from_numpy(rng.integers(0, K, (b, n))), hidden
@@ -196,7 +203,7 @@ def test_every_token_has_its_own_gumbel():
     first = states(uniform_logits, tokens, hidden)[0]  # 400 seeds, equal confidences, one of 16 tokens decided
     share = (~first.hidden).float().mean(dim=0)  # (n), with one Gumbel for all: 1 for one token and 0 for the others
     assert (share - 1 / 16).abs().max() < 0.06  # sd .012
-    score = decoding.rank_score(torch.zeros(64), decoding.draws([0], 1, 64)[0, 1], 0.1, DecodingConfig())
+    score = rank(torch.zeros(64), decoding.draws([0], 1, 64)[0, 1], 0.1)
     assert len(score.unique()) == 64
 
 
@@ -269,7 +276,7 @@ def test_bfloat16_logits_are_decoded_as_their_float32_values():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_alone_equals_the_image_in_a_batch(sampler):
-    tokens, hidden = problem(b=5, n=40)
+    tokens, hidden = problem(b=5, n=49)
     hidden[2] = False
     seeds, config = [11, 5, 0, 11, 2**40], DecodingConfig(sampler=sampler, top_k=7)
     batch = states(context_logits, tokens, hidden, config, seeds)
@@ -380,10 +387,8 @@ def test_rounding_never_ends_on_a_code_of_probability_0():
 
 def test_extreme_uniforms_rank_finitely():
     for sampler in SAMPLERS:
-        score = decoding.rank_score(
-            torch.full((2,), -80.0), torch.tensor([0.0, 1 - 2**-24]), 0.1, DecodingConfig(sampler=sampler)
-        )
-        assert score.isfinite().all() and score[0] < score[1]
+        score = rank(torch.full((4,), -80.0), torch.tensor([0.0, 1 - 2**-24, 0.5, 0.5]), 0.1, sampler=sampler)
+        assert score.isfinite().all() and (sampler == "halton" or score[0] < score[1])
 
 
 # --- the samplers' orders ---------------------------------------------------------------------------------------------
@@ -393,7 +398,7 @@ def rank_correlation(sampler, step, n=4000):
     """Spearman's correlation of the order of decoding with p, at `step` of 10 and temperature 4.5."""
     rng = torch.Generator().manual_seed(0)
     log_p = torch.randn(n, K, generator=rng).mul(2).log_softmax(dim=1).amax(dim=1)
-    score = decoding.rank_score(log_p, torch.rand(n, generator=rng), step / 10, DecodingConfig(sampler=sampler))
+    score = rank(log_p, torch.rand(n, generator=rng), step / 10, sampler=sampler)
     ranks = torch.stack([log_p, score]).argsort(dim=1).argsort(dim=1).double()
     return torch.corrcoef(ranks)[0, 1].item()
 
@@ -412,7 +417,7 @@ def test_the_lab_order_is_nearly_random_where_maskgit_follows_confidence():
 def test_the_random_order_ignores_p_and_temperature():
     log_p, uniform = torch.linspace(-9, 0, 50), torch.rand(50, generator=torch.Generator().manual_seed(0))
     scores = [
-        decoding.rank_score(log_p * scale, uniform, 0.5, DecodingConfig(sampler="random", temperature=temperature))
+        rank(log_p * scale, uniform, 0.5, sampler="random", temperature=temperature)
         for scale, temperature in [(1, 4.5), (0, 4.5), (1, 0.0)]
     ]
     assert torch.equal(scores[0].argsort(), uniform.argsort())
@@ -422,10 +427,41 @@ def test_the_random_order_ignores_p_and_temperature():
 def test_maskgit_ranks_by_log_p_and_lab_by_p():
     log_p, uniform = torch.tensor([-3.0, -0.1]), torch.tensor([0.7, 0.2])
     gumbel = -torch.log(-torch.log(uniform))
-    maskgit = decoding.rank_score(log_p, uniform, 0.25, DecodingConfig(sampler="maskgit", temperature=2.0))
-    lab = decoding.rank_score(log_p, uniform, 0.25, DecodingConfig(sampler="lab", temperature=2.0))
+    maskgit = rank(log_p, uniform, 0.25, sampler="maskgit", temperature=2.0)
+    lab = rank(log_p, uniform, 0.25, sampler="lab", temperature=2.0)
     assert torch.allclose(maskgit, log_p + 1.5 * gumbel)
     assert torch.allclose(lab, log_p.exp() + 1.5 * gumbel)
+
+
+def test_halton_needs_a_square():
+    with pytest.raises(ValueError, match=r"halton.*square.*12"):
+        decoding.halton_turns(12)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 16])
+def test_every_token_has_one_halton_turn(side):
+    assert torch.equal(decoding.halton_turns(side * side).sort().values, torch.arange(side * side))
+
+
+def test_halton_turns_follow_the_sequence_and_spread_over_the_image():
+    # (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9) on a grid of 4x4
+    assert [decoding.halton_turns(16)[row * 4 + column].item() for row, column in [(2, 1), (1, 2), (3, 0), (0, 1)]] == [
+        0, 1, 2, 3
+    ]  # fmt: skip
+    first = (decoding.halton_turns(256) < 16).view(4, 4, 4, 4).sum(dim=(1, 3))  # a 16th of the tokens, by blocks
+    assert first.max() <= 2 and (first > 0).sum() >= 13
+
+
+def test_the_halton_sampler_decides_tokens_in_that_order():
+    hidden = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    config = DecodingConfig(total_iter=64, sweet_spot=64, mask_func="linear", sampler="halton")
+    before = hidden
+    turns = decoding.halton_turns(64)
+    for state in states(peaked_logits, torch.zeros(2, 64).long(), hidden, config):
+        for was, now in zip(before, state.hidden, strict=True):
+            if now.any():
+                assert turns[was & ~now].max() < turns[now].min()
+        before = state.hidden
 
 
 # --- options and errors -----------------------------------------------------------------------------------------------
@@ -450,7 +486,7 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         ({"sweet_spot": 0}, "sweet_spot"),
         ({"total_iter": 8, "sweet_spot": 9}, "sweet_spot = 9 must be at most total_iter = 8"),
         ({"mask_func": "cosin"}, "cosin.*cosine.*linear.*square"),
-        ({"sampler": "halton"}, "maskgit.*lab.*random"),
+        ({"sampler": "hilton"}, "maskgit.*lab.*random.*halton"),
         ({"temperature": -1.0}, "temperature"),
         ({"sampling_temperature": -0.1}, "sampling_temperature"),
         ({"top_k": -1}, "top_k"),

@@ -661,7 +661,7 @@ def failure(run, capsys):
         (["--temperature", "nan"], "temperature"),
         (["--top-k", -1], "top_k: Input should be greater than or equal to 0, found -1"),
         (["--mask-func", "exponential"], "'cosine', 'linear', 'square', 'cubic', 'sqrt'"),
-        (["--sampler", "halton"], "'maskgit', 'lab', 'random'"),
+        (["--sampler", "hilton"], "'maskgit', 'lab', 'random', 'halton'"),
         (["--batch-size", 0], "--batch-size must be at least 1"),
         (["--seed", -1], "--seed, --margin and --grids at least 0"),
         (["--margin", -1], "--seed, --margin and --grids at least 0"),
