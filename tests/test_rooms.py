@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
 
 ALLOWED = {  # "models" allows every file of the folder
+    "benchmark": "config data inpainting inputs masks models training_transformer training_vqgan utils",
     "config": "decoding models",
     "data": "",
     "decoding": "masks models.base",

@@ -1,0 +1,110 @@
+"""benchmark.py with tiny networks: what is compared, how it is timed and counted, what is written."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import benchmark
+from benchmark import Row, Settings
+from config import load_config
+
+SETTINGS = Settings("cpu", "float32", False, 1, None)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny(tiny_config_once):
+    return load_config(tiny_config_once)
+
+
+def test_works_are_timed_in_turns_after_one_unmeasured_round():
+    calls = []
+    seconds = benchmark.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 3, CPU)
+    assert calls == ["a", "b"] * 4
+    assert [len(values) for values in seconds.values()] == [3, 3] and min(map(min, seconds.values())) >= 0
+
+
+def test_operations_of_a_linear_layer_forward_and_backward():
+    layer, x = nn.Linear(20, 30), torch.randn(5, 20)
+    assert benchmark.gflop(lambda: layer(x)) == pytest.approx(2 * 5 * 20 * 30 / 1e9)
+    assert benchmark.gflop(lambda: layer(x).sum().backward()) == pytest.approx(
+        2 * 2 * 5 * 20 * 30 / 1e9
+    )  # no input grad
+
+
+def test_rate_and_share_use_the_median():
+    row = Row("tiny", "x", 10, [1.0, 9.0, 2.0], gflop=8.0, ceiling=16.0)
+    assert (row.rate, row.share) == (5.0, 0.25)
+    assert Row("tiny", "x", 10, [1.0]).share is None
+
+
+def test_ceilings_are_plausible_for_this_processor():
+    found = benchmark.ceilings(CPU, 2, 128)
+    assert {"float32 product", "float32 convolution"} <= set(found)
+    assert all(0.1 < value < 1e5 for value in found.values())
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 2), (3, 1)])
+def test_the_reference_loop_fills_the_holes_and_saves_every_step(tiny, monkeypatch, tmp_path, steps, count):
+    monkeypatch.setattr(benchmark.tempfile, "mkdtemp", lambda: str(tmp_path))
+    decoded, original = [], benchmark.VQGAN.decode
+
+    def decode(self, tokens):
+        decoded.append(tokens)
+        return original(self, tokens)
+
+    monkeypatch.setattr(benchmark.VQGAN, "decode", decode)
+    benchmark.reference_inpainting(tiny, SETTINGS, count, steps)()
+    inputs = benchmark.faces(count, 16)
+    hidden = benchmark.to_hidden(inputs.hole, 4)
+    known = benchmark.networks(tiny)[0].encode(benchmark.to_float(inputs.images))
+    assert len(decoded) == steps * count and all(len(tokens) == 1 for tokens in decoded)  # one image at a time
+    for index, tokens in enumerate(decoded[steps - 1 :: steps]):
+        assert tokens.min() >= 0 and tokens.max() < tiny.transformer.codes
+        assert torch.equal(tokens[0][~hidden[index]], known[index][~hidden[index]])
+    names = [f"{prefix}image_{index:03}.png" for index in range(count) for prefix in ("", "masks_", "steps_")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    with Image.open(tmp_path / "image_000.png") as picture:
+        assert picture.size == (16, 16)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("who", ["ours", "reference"])
+def test_training_works_go_forward_and_backward(tiny, stage, who):
+    network = benchmark.networks(tiny)[stage - 1]
+    inputs = torch.rand(4, 3, 16, 16) if stage == 1 else torch.zeros(4, 16, dtype=torch.long)
+    forward = benchmark.gflop(lambda: network(inputs))
+    found = benchmark.gflop(getattr(benchmark, f"{who}_stage_{stage}")(tiny, SETTINGS, 4))
+    assert 1.5 * forward < found < 5 * forward  # backward is twice forward; some of ours is of hidden tokens alone
+
+
+def test_peak_memory_is_of_the_work_and_not_of_this_process(tiny):
+    ballast = torch.ones(2**28)  # 1 GiB here, none there
+    found = benchmark.peak_mb(benchmark.ours_stage_2, tiny, SETTINGS, 4)
+    assert 100 < found < 900 and ballast[-1] == 1
+
+
+def test_quick_prints_tables_and_writes_every_repeat(tiny_config_once, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "load_config", lambda path: load_config(tiny_config_once))
+    report = tmp_path / "new" / "report.json"
+    benchmark.main(["--quick", "--device", "cpu", "--precision", "float32", "--threads", "1", "--json", str(report)])
+    printed, found = capsys.readouterr().out, json.loads(report.read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    ours, reference = rows["inpainting"], rows["reference inpainting"]
+    rates = [row["images"] / statistics.median(row["seconds"]) for row in (ours, reference)]
+    (line,) = [line for line in printed.splitlines() if "| inpainting |" in line]
+    assert f"| {rates[0]:.3g} | 1 | {rates[0] / rates[1]:.2f} |" in line
+    assert {"stage 1", "reference stage 1", "stage 2", "reference stage 2", "transformer passes"} <= set(rows)
+    assert {"inpainting, batch 8", "inpainting, T = 5", "stage 2, 1000 images cached"} <= set(rows)
+    assert found["machine"]["torch"] == torch.__version__ and found["ceilings_gflop_s"]["float32 product"] > 0
+    assert all(row["gflop"] > 0 and min(row["seconds"]) > 0 for row in found["rows"])
+
+
+def test_unknown_models_are_named(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--models", "nonsense"])
+    assert "nonsense.yml" in capsys.readouterr().err
