@@ -11,14 +11,14 @@ FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
 
 ALLOWED = {  # "models" allows every file of the folder
     "config": "decoding models",
-    "data": "",
+    "data": "models.base",
     "decoding": "masks models.base",
     "evaluate": "config data inpainting masks metrics models utils",
     "fid_score": "config data metrics models.base utils",
     "inpainting": "config data decoding masks metrics models utils",
     "masks": "data",
     "metrics": "models.base models.perceptual",
-    "training": "config models.base utils",
+    "training": "config data models.base models.processes utils",
     "training_transformer": "config data decoding masks models training utils",
     "training_vqgan": "config data metrics models training utils",
     "utils": "",
