@@ -29,6 +29,7 @@ class DataConfig(Settings):
     val: str = Field(description="folder of validation images")
     flip: bool = Field(True, description="train on mirrored images too")
     workers: int = Field(4, ge=0, description="threads that decode images")
+    memory_mb: int = Field(2048, ge=0, description="images or tokens that need more are kept in files in OUT/cache")
 
 
 class PerceptualConfig(Settings):
@@ -65,6 +66,7 @@ class TrainingConfig(Settings):
     validate_on: int = Field(0, ge=0, description="validation images looked at; 0: all")
     save_every: int = Field(200, ge=1, description="steps between two checkpoints to resume from")
     init: str | None = Field(None, description="weights file to start from")
+    compile: bool = Field(False, description="torch.compile the model: minutes to start, then faster steps")
 
     @model_validator(mode="after")
     def _pieces(self):
@@ -182,6 +184,9 @@ def training_parser(description: str, section: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder of checkpoints and logs (default: checkpoints/NAME OF THE CONFIG)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="record N steps after the first into OUT/profile"
+    )
     for flag, key, kind in (
         ("--train_d_path", "data.train", str),
         ("--val_d_path", "data.val", str),
@@ -197,6 +202,8 @@ def training_parser(description: str, section: str) -> argparse.ArgumentParser:
 def parse_training(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, Config, Path]:
     """Arguments, config and the folder of the run; what is wrong ends the program with a message."""
     args, rest = parser.parse_known_args(argv)
+    if args.profile < 0:
+        parser.error(f"--profile {args.profile}: expected a number of steps")
     lab = {key: value for key, value in vars(args).items() if "." in key and value is not None}
     try:
         config = load_config(args.config, lab | parse_overrides(rest))

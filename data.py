@@ -6,8 +6,12 @@ Every conversion of value range and polarity happens here, once:
 """
 
 import csv
+import hashlib
+import math
 import re
+import warnings
 import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +21,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.base import replace_file
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CHUNK = 256  # files decoded before their pixels are put away
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -123,26 +130,78 @@ def to_pixels(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def _read_all(read, paths: list[Path], size: int | None, workers: int) -> Tensor:
+def _read(read, paths: list[Path], size: int | None, workers: int) -> Iterator[np.ndarray]:
+    """What `read` makes of each file, stacked by CHUNK files. Raises ValueError where one has another size."""
+    expected = None
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        arrays = list(pool.map(lambda path: read(path, size), paths))
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            raise ValueError(f"{path} is {array.shape[1]}x{array.shape[0]}, but {paths[0]} is "
-                             f"{arrays[0].shape[1]}x{arrays[0].shape[0]}: one size is needed")  # fmt: skip
-    return torch.from_numpy(np.stack(arrays))
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            arrays = list(pool.map(lambda path: read(path, size), chunk))
+            for path, array in zip(chunk, arrays, strict=True):
+                expected = expected or array.shape
+                if array.shape != expected:
+                    raise ValueError(f"{path} is {array.shape[1]}x{array.shape[0]}, but {paths[0]} is "
+                                     f"{expected[1]}x{expected[0]}: one size is needed")  # fmt: skip
+            yield np.stack(arrays)
+
+
+class Store:
+    """Keeps arrays that are made once: in memory where one needs at most `memory` bytes, else in a file of `folder`.
+
+    Either way a tensor comes back, and to index it is to fetch: a file is mapped read-only, so only the rows asked for
+    are read, and the operating system keeps as many as it has memory for.
+    """
+
+    def __init__(self, folder: Path | None = None, memory: float = math.inf):
+        self.folder, self.memory = folder, memory
+
+    def keep(self, name: str, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray], dtype=np.uint8) -> Tensor:
+        """The rows of `chunks`, together of `shape` and `dtype`. The file NAME-KEY.npy is reused where it exists."""
+        if math.prod(shape) * np.dtype(dtype).itemsize <= self.memory:
+            array, end = np.empty(shape, dtype), 0
+            for chunk in chunks:
+                array[end : (end := end + len(chunk))] = chunk
+            return torch.from_numpy(array)
+        path = self.folder / f"{name}-{key[:16]}.npy"
+        if not path.is_file():
+            for stale in self.folder.glob(f"{name}-*.npy"):
+                stale.unlink()
+            replace_file(path, lambda temporary: _write_rows(temporary, shape, chunks, dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that nobody may write there, and nobody does
+            return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
+def _write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[np.ndarray], dtype) -> None:
+    """An .npy file of `shape`, written chunk by chunk."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            np.ascontiguousarray(chunk, dtype).tofile(file)
+
+
+def _fingerprint(paths: list[Path], size: int | None) -> str:
+    """A hash of the files' names, sizes and times of change, and of `size`."""
+    files = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in map(Path, paths)]
+    return hashlib.sha256(repr((size, files)).encode()).hexdigest()
 
 
 class ImageFolder(Dataset):
-    """The pictures of one folder (or a list of files), decoded once and kept as uint8 in memory.
+    """The pictures of one folder (or a list of files), decoded once and kept as uint8, in memory unless `store` says.
 
     `images` is (N, 3, size, size) uint8 and `paths` names them in order; `size=None` keeps the files' own size,
-    which must then be one. Item i is `images[i]`.
+    which must then be one. Item i is `images[i]`. With a `store`, `key` says which files and size they were
+    and `name` names the array.
     """
 
-    def __init__(self, source, size: int | None = None, workers: int = 4):
+    def __init__(self, source, size: int | None = None, workers: int = 4, store: Store | None = None, name="images"):
         self.paths = list(source) if isinstance(source, list | tuple) else list_images(source)
-        self.images = _read_all(read_image, self.paths, size, workers).permute(0, 3, 1, 2).contiguous()
+        self.name = name
+        height, width = (size, size) if size else read_image(self.paths[0]).shape[:2]
+        self.key = _fingerprint(self.paths, size) if store else ""
+        chunks = (chunk.transpose(0, 3, 1, 2) for chunk in _read(read_image, self.paths, size, workers))
+        self.images = (store or Store()).keep(name, self.key, (len(self.paths), 3, height, width), chunks)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -153,7 +212,7 @@ class ImageFolder(Dataset):
 
 def read_holes(paths: list[Path], size: int | None = None, workers: int = 4) -> Tensor:
     """The masks `paths` as hole (N, 1, H, W) bool, True = missing."""
-    return _read_all(read_hole, paths, size, workers)[:, None]
+    return torch.from_numpy(np.concatenate(list(_read(read_hole, paths, size, workers))))[:, None]
 
 
 def read_truth(source) -> Tensor:

@@ -1,25 +1,32 @@
 """What both training stages share: one `Run` that steps, averages, validates, logs, saves and resumes.
 
-Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps.
+Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
+is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
 In the folder of a run: NAME.safetensors (the best averaged weights, all that inference needs), NAME_last.pt (everything
-that --resume needs), tensorboard/.
+that --resume needs), tensorboard/, and with them cache/ (see data.Store) and profile/ (--profile).
 """
 
+import contextlib
 import math
 import pickle
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from config import TrainingConfig
+from config import DataConfig, TrainingConfig
+from data import ImageFolder, Store
 from models.base import read_weights, replace_file, save_weights
-from utils import log, mix
+from models.processes import mean, rank, world
+from utils import first_on_machine, log, mix, profile
 
 
 class NotFiniteError(FloatingPointError):
@@ -32,8 +39,10 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def average(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
         rate = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        for mean, current in zip(averages, currents, strict=True):
-            mean.lerp_(current, rate) if mean.is_floating_point() else mean.copy_(current)
+        if averages[0].is_floating_point():  # one call has tensors of one type
+            torch._foreach_lerp_(averages, currents, rate)
+        else:
+            torch._foreach_copy_(averages, currents)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
 
@@ -46,29 +55,97 @@ def start_from(model: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: does not fit this {type(model).__name__}: {error}") from error
 
 
-def learning_rates(optimizer: torch.optim.Optimizer, settings: TrainingConfig, per_epoch: int) -> LRScheduler:
-    """MultiStepLR with an optional linear warm-up, counted in steps of the optimizer."""
-    milestones = [round(epoch * per_epoch) for epoch in settings.milestones]
-    schedulers: list[LRScheduler] = [MultiStepLR(optimizer, milestones, settings.gamma)]
-    if warmup := round(settings.warmup * per_epoch):
-        schedulers.append(LinearLR(optimizer, 1 / warmup, total_iters=warmup - 1))
-    return ChainedScheduler(schedulers)
+def open_store(folder: Path, data: DataConfig) -> Store:
+    """Where a run keeps images and tokens; several processes share files, whatever their size."""
+    return Store(folder / "cache", data.memory_mb * 2**20 if world() == 1 else -1)
+
+
+def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageFolder, ImageFolder]:
+    """The training and the validation images. Raises ValueError naming what cannot be read."""
+    with first_on_machine():
+        train, val = (
+            ImageFolder(path, size, data.workers, store, name)
+            for name, path in (("train", data.train), ("val", data.val))
+        )
+    return train, val
+
+
+def learning_rate(settings: TrainingConfig, per_epoch: int, step: int) -> float:
+    """The factor on the learning rate at `step`: a linear warm-up times gamma for every milestone passed."""
+    passed = sum(step >= round(epoch * per_epoch) for epoch in settings.milestones)
+    warmup = max(1, round(settings.warmup * per_epoch))
+    return min(1.0, (step + 1) / warmup) * settings.gamma**passed
 
 
 def apply_gradients(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float) -> None:
-    """One step of `optimizer` on gradients already there. Raises NotFiniteError before it touches a weight."""
+    """One step of `optimizer` on gradients already there. Raises NotFiniteError before it touches a weight.
+
+    A loss that is not finite in one process stops all: each sees the mean of their losses.
+    """
     norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    loss = mean(loss)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise NotFiniteError(f"loss {loss.item()}, norm of the gradient {norm.item()}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
+def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
+    """What to call in training in place of `model`: compiled where asked, gradients averaged over all processes.
+
+    `model` itself stays what is averaged, saved and validated. Raises ValueError where torch.compile lacks a compiler.
+    """
+    network = model
+    if compiled:
+        torch._functorch.config.donated_buffer = False  # adaptive_weight goes backward twice
+        try:
+            torch.compile(torch.sin)(next(model.parameters()).detach())
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"compile: torch.compile does not work here ({str(error).splitlines()[0]})") from error
+        network = torch.compile(model)
+    return DistributedDataParallel(network, broadcast_buffers=False) if world() > 1 else network
+
+
+def pieces_of(network: nn.Module, batch: list) -> Iterator:
+    """The pieces of a batch; the processes exchange the gradients of `network` after the last one only."""
+    for number, piece in enumerate(batch, start=1):
+        waits = isinstance(network, DistributedDataParallel) and number < len(batch)
+        with network.no_sync() if waits else contextlib.nullcontext():
+            yield piece
+
+
+def cut(whole: Tensor, pieces: int) -> list[Tensor]:
+    """This process's rows of each of the `pieces` of a batch."""
+    return [piece.chunk(world())[rank()] for piece in whole.chunk(pieces)]
+
+
+def staged(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, in memory from which a GPU copies while it computes."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+@dataclass
+class Pace:
+    """What some steps took: images, seconds, and the seconds of them that waited for the batch."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, images: int, seconds: float, waited: float) -> None:
+        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+
+    def figures(self) -> dict[str, float]:
+        return {"waiting": self.waited / self.seconds, "images_per_second": self.images / self.seconds}
+
+
 class Run:
     """The training of `model` on `examples` images.
 
-    `update(step, indices) -> losses` does one step of the optimizers on those examples and returns detached scalars;
+    `fetch(step, indices) -> batch` reads and draws what a step needs, in a thread of its own, during the step before;
+    `update(step, batch) -> losses` does one step of the optimizers and returns detached scalars;
     `validate(model) -> figures` looks at the averaged model; its figure `score` (lower is better) picks the best.
+    Raises ValueError where a batch cannot be cut evenly.
     """
 
     def __init__(
@@ -84,15 +161,22 @@ class Run:
     ):
         self.name, self.folder, self.settings, self.examples, self.model = name, folder, settings, examples, model
         self.batch = min(settings.batch_size, examples)
+        if self.batch % (settings.accumulate * world()):
+            raise ValueError(
+                f"{self.batch} images a step (batch_size, or all there are): expected a multiple of accumulate "
+                f"{settings.accumulate} times {world()} processes"
+            )
         self.per_epoch = examples // self.batch
         self.steps = max(1, round(settings.epochs * self.per_epoch))
         self.ema = averaged(model, settings.ema)
-        self.schedulers = {key: learning_rates(opt, settings, self.per_epoch) for key, opt in optimizers.items()}
-        self.stateful = {"model": model, "ema": self.ema, **(modules or {})}
-        self.stateful |= {f"optimizer_{key}": opt for key, opt in optimizers.items()}
-        self.stateful |= {f"scheduler_{key}": scheduler for key, scheduler in self.schedulers.items()}
+        self.optimizers, self.modules = optimizers, {"model": model, "ema": self.ema, **(modules or {})}
+        self.options = {  # the config's, whatever a checkpoint says
+            key: [{name: value for name, value in group.items() if name != "params"} for group in opt.param_groups]
+            for key, opt in optimizers.items()
+        }
         self.notes = notes or {}  # further metadata of the weights file
         self.step, self.best = 0, math.inf
+        self.order = (-1, torch.empty(0))  # an epoch and its permutation
 
     @property
     def checkpoint(self) -> Path:
@@ -101,6 +185,11 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def stateful(self) -> dict:
+        """What a checkpoint holds, by its key there."""
+        return self.modules | {f"optimizer_{key}": optimizer for key, optimizer in self.optimizers.items()}
 
     def save(self) -> None:
         state = {"step": self.step, "best": self.best, "steps_an_epoch": self.per_epoch}
@@ -121,6 +210,9 @@ class Run:
                 "other data or another batch size"
             )
         try:
+            for key, groups in self.options.items():
+                for group, options in zip(state[f"optimizer_{key}"]["param_groups"], groups, strict=True):
+                    group.update(options)
             for key, thing in self.stateful.items():
                 thing.load_state_dict(state[key])
         except (KeyError, ValueError, RuntimeError) as error:
@@ -130,38 +222,85 @@ class Run:
 
     def indices(self, step: int) -> Tensor:
         """The examples of a step: a slice of the epoch's permutation."""
-        generator = torch.Generator().manual_seed(mix(self.settings.seed, 1, step // self.per_epoch))
-        start = (step % self.per_epoch) * self.batch
-        return torch.randperm(self.examples, generator=generator)[start : start + self.batch]
+        epoch, start = step // self.per_epoch, (step % self.per_epoch) * self.batch
+        if self.order[0] != epoch:  # a million numbers take 20 ms
+            generator = torch.Generator().manual_seed(mix(self.settings.seed, 1, epoch))
+            self.order = (epoch, torch.randperm(self.examples, generator=generator))
+        return self.order[1][start : start + self.batch]
 
-    def fit(self, update: Callable[[int, Tensor], dict[str, Tensor]], validate: Callable[[nn.Module], dict]) -> None:
-        """Trains up to the last step. Raises NotFiniteError, the last good checkpoint intact."""
+    def fit(
+        self,
+        fetch: Callable[[int, Tensor], object],
+        update: Callable[[int, object], dict[str, Tensor]],
+        validate: Callable[[nn.Module], dict],
+        profiled: int = 0,
+    ) -> None:
+        """Trains up to the last step, `profiled` of them recorded. Raises NotFiniteError, the last checkpoint intact.
+
+        Process 0 validates, logs and saves; the others wait for it where gradients meet.
+        """
         every = max(1, round(self.settings.validate_every * self.per_epoch))
-        folder = self.folder / "tensorboard" / self.name
-        with SummaryWriter(folder, purge_step=self.step + 1) as writer:  # a resumed run keeps what was logged so far
-            bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=1.0)
+        first, batches, whole, recent = rank() == 0, self._batches(fetch), Pace(), Pace()
+        trace = self.folder / "profile" / f"{self.name}_{rank()}.pt.trace.json"
+        options = {"desc": self.name, "unit": "step", "mininterval": 1.0, "disable": not first}
+        with (
+            self._writer() if first else contextlib.nullcontext() as writer,
+            profile(trace, profiled) as profiler_step,
+            tqdm(total=self.steps, initial=self.step, **options) as bar,
+        ):
             while self.step < self.steps:
-                torch.manual_seed(mix(self.settings.seed, 2, self.step))
-                self.model.train()
-                try:
-                    losses = update(self.step, self.indices(self.step))
-                except NotFiniteError as error:
-                    last = self.checkpoint if self.checkpoint.is_file() else "none yet"
-                    raise NotFiniteError(f"step {self.step}: {error}; last good checkpoint: {last}") from error
-                for scheduler in self.schedulers.values():
-                    scheduler.step()
-                self.ema.update_parameters(self.model)
-                self.step += 1
+                begin = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - begin
+                losses = self._train(update, batch)
+                for pace in (whole, recent):
+                    pace.add(self.batch, time.perf_counter() - begin, waited)
+                profiler_step()
                 bar.update()
                 done = self.step == self.steps
                 if self.step % 20 == 0 or done:
-                    self._log(writer, "train", losses)
-                    bar.set_postfix({key: f"{float(value):.4g}" for key, value in losses.items()}, refresh=False)
-                if self.step % every == 0 or done:
+                    losses = {key: float(mean(value)) for key, value in losses.items()}
+                    if first:
+                        self._log(writer, "train", losses | recent.figures())
+                    bar.set_postfix({key: f"{value:.4g}" for key, value in losses.items()}, refresh=False)
+                    recent = Pace()
+                if first and (self.step % every == 0 or done):
                     self._validate(writer, validate)
-                if self.step % self.settings.save_every == 0 or done:
+                if first and (self.step % self.settings.save_every == 0 or done):
                     self.save()
-            bar.close()
+        if whole.images:
+            pace = whole.figures()
+            log.info(f"{pace['images_per_second']:.4g} images/s, {pace['waiting']:.1%} of the time waiting for them")
+
+    def _writer(self) -> SummaryWriter:
+        """A resumed run keeps what was logged so far."""
+        return SummaryWriter(self.folder / "tensorboard" / self.name, purge_step=self.step + 1)
+
+    def _batches(self, fetch: Callable[[int, Tensor], object]) -> Iterator:
+        """What `fetch` returns for every step left, one step ahead."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = None
+            for step in range(self.step, self.steps):
+                batch = coming.result() if coming else fetch(step, self.indices(step))
+                if step + 1 < self.steps:
+                    coming = thread.submit(fetch, step + 1, self.indices(step + 1))
+                yield batch
+
+    def _train(self, update: Callable[[int, object], dict[str, Tensor]], batch) -> dict[str, Tensor]:
+        torch.manual_seed(mix(self.settings.seed, 2, self.step, rank()))  # dropout
+        self.model.train()
+        factor = learning_rate(self.settings, self.per_epoch, self.step)
+        for key, optimizer in self.optimizers.items():
+            for group, options in zip(optimizer.param_groups, self.options[key], strict=True):
+                group["lr"] = options["lr"] * factor
+        try:
+            losses = update(self.step, batch)
+        except NotFiniteError as error:
+            last = self.checkpoint if self.checkpoint.is_file() else "none yet"
+            raise NotFiniteError(f"step {self.step}: {error}; last good checkpoint: {last}") from error
+        self.ema.update_parameters(self.model)
+        self.step += 1
+        return losses
 
     def _log(self, writer: SummaryWriter, group: str, values: dict) -> None:
         for key, value in values.items():
@@ -169,8 +308,8 @@ class Run:
                 writer.add_image(f"{group}/{key}", value, self.step)
             else:
                 writer.add_scalar(f"{group}/{key}", float(value), self.step)
-        for key, scheduler in self.schedulers.items():
-            writer.add_scalar(f"learning_rate/{key}", scheduler.get_last_lr()[-1], self.step)
+        for key, optimizer in self.optimizers.items():
+            writer.add_scalar(f"learning_rate/{key}", optimizer.param_groups[-1]["lr"], self.step)
 
     def _validate(self, writer: SummaryWriter, validate: Callable[[nn.Module], dict]) -> None:
         with torch.no_grad():

@@ -3,31 +3,50 @@
 python training_transformer.py --config configs/cats64.yml
 """
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, parse_training, training_parser
-from data import ImageFolder, to_float, to_uint8
+from data import ImageFolder, Store, to_float, to_uint8
 from decoding import fill
 from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
 from models.base import file_hash, save_weights
+from models.processes import rank, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training import Run, apply_gradients, start_from
-from utils import autocast, grid, log, mix, pick_device, start_logging
+from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
+from utils import autocast, first_on_machine, grid, join_processes, leave_processes, log, mix, start_logging
 
 PREVIEWS = 8
 
 
 @torch.no_grad()
-def encode(vqgan: VQGAN, images: Tensor, device: torch.device) -> Tensor:
-    """uint8 images (N, 3, H, W) -> tokens (N, n) int32, in float32: what inference will see."""
-    batches = tqdm(images.split(64), desc="tokens", unit="batch", mininterval=1.0)
-    return torch.cat([vqgan.encode(to_float(batch).to(device)).cpu().int() for batch in batches])
+def encode(vqgan: VQGAN, images: Tensor, device: torch.device, views: int = 1) -> Iterator[np.ndarray]:
+    """uint8 images (N, 3, H, W) -> their tokens (N, n) int32, then (2 views) those of the mirrored images, in batches.
+
+    In float32: what inference will see.
+    """
+    for view in range(views):
+        for batch in tqdm(images.split(64), desc="tokens", unit="batch", mininterval=1.0, disable=rank() > 0):
+            batch = to_float(batch.to(device))
+            yield vqgan.encode(batch.flip(-1) if view else batch).int().cpu().numpy()
+
+
+def load_tokens(vqgan: VQGAN, folder: ImageFolder, key: str, device: torch.device, views: int, store: Store) -> Tensor:
+    """Tokens (views, N, n) of the images in `folder`, int16 where the codes fit; `key` names the VQGAN's weights."""
+    key = hashlib.sha256(f"{folder.key} {key} {views}".encode()).hexdigest()
+    dtype = np.int16 if vqgan.config.codebook.codes <= 2**15 else np.int32
+    shape = (views * len(folder), vqgan.config.grid**2)
+    with first_on_machine():
+        tokens = store.keep(f"{folder.name}_tokens", key, shape, encode(vqgan, folder.images, device, views), dtype)
+    return tokens.view(views, len(folder), -1)
 
 
 class Stage2:
@@ -43,7 +62,8 @@ class Stage2:
         elif settings.start_from_codes:
             generator = torch.Generator().manual_seed(mix(settings.seed, 0))
             self.model.init_from_codes(vqgan.codebook.vectors(), generator)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.learning_rate, settings.betas)
+        self.network = parallel(self.model, settings.compile)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.learning_rate, settings.betas, fused=True)
         self.hide = HidingPolicy(settings.hiding, side, size, settings.bernoulli, seed=settings.seed)
         self.holes = {family: to_hidden(make_holes(family, len(self.val), size), side) for family in FAMILIES}
 
@@ -53,21 +73,33 @@ class Stage2:
 
     def cross_entropy(self, model: nn.Module, tokens: Tensor, hidden: Tensor, smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy in nats over the tokens that count."""
-        tokens, hidden = tokens.long().to(self.device), hidden.to(self.device)
+        tokens, hidden = (x.to(self.device, non_blocking=True) for x in (tokens, hidden))
+        tokens = tokens.long()
         counted = self.counted(hidden)
         with autocast(self.device, self.settings.precision):
-            logits = model(tokens.masked_fill(hidden, model.mask_id), select=counted)  # (s, k)
+            logits = model(tokens.masked_fill(hidden, self.model.mask_id), select=counted)  # (s, k)
         return F.cross_entropy(logits.float(), tokens[counted], label_smoothing=smoothing)
 
-    def update(self, step: int, indices: Tensor) -> dict[str, Tensor]:
-        """One step of the optimizer on `indices` of the training images, mirrored or not."""
-        hidden = self.hide(len(indices), torch.Generator().manual_seed(mix(self.settings.seed, 3, step)))
-        tokens = self.train[torch.randint(len(self.train), indices.shape), indices]  # (b, n)
+    def fetch(self, step: int, indices: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """The pieces of a step's batch: this process's tokens of the images `indices`, mirrored or not, hidden, share.
+
+        share x the piece's mean over its tokens that count, averaged over the processes, is its part of the mean over
+        all that count in the batch: pieces hide unequal numbers.
+        """
+        generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
+        hidden = self.hide(len(indices), generator)
+        views = torch.randint(len(self.train), indices.shape, generator=generator)
+        count, pieces = self.counted(hidden).sum(), []
+        for rows, view, mine in zip(*(cut(x, self.settings.accumulate) for x in (indices, views, hidden)), strict=True):
+            share = float(self.counted(mine).sum() / count) * world()
+            pieces.append((staged(self.train[view, rows], self.device), staged(mine, self.device), share))
+        return pieces
+
+    def update(self, step: int, pieces: list[tuple[Tensor, Tensor, float]]) -> dict[str, Tensor]:
+        """One step of the optimizer on what `fetch` made."""
         total = torch.zeros((), device=self.device)
-        pieces = self.settings.accumulate
-        for piece in zip(tokens.chunk(pieces), hidden.chunk(pieces), strict=True):
-            share = float(self.counted(piece[1]).sum() / self.counted(hidden).sum())  # pieces hide unequal numbers
-            loss = self.cross_entropy(self.model, *piece, self.settings.label_smoothing) * share
+        for tokens, hidden, share in pieces_of(self.network, pieces):
+            loss = self.cross_entropy(self.network, tokens, hidden, self.settings.label_smoothing) * share
             loss.backward()
             total += loss.detach()
         apply_gradients(total, self.optimizer, self.model.parameters(), self.settings.clip)
@@ -126,24 +158,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vqgan", help="weights of stage 1, e.g. VQGAN.pt (default: vqgan.safetensors in --out)")
     args, config, folder = parse_training(parser, argv)
     try:
-        device = pick_device(args.device)
-        vqgan = frozen_vqgan(args.vqgan, folder, config).to(device)
-        size, workers = vqgan.config.image_size, config.data.workers
-        train, val = (ImageFolder(path, size, workers).images for path in (config.data.train, config.data.val))
-        views = [train, train.flip(-1)] if config.data.flip else [train]
-        tokens = torch.stack([encode(vqgan, view, device) for view in views])  # (views, N, n)
+        device, store = join_processes(args.device), open_store(folder, config.data)
+        with first_on_machine():
+            vqgan = frozen_vqgan(args.vqgan, folder, config).to(device)
+        train, val = load_images(config.data, vqgan.config.image_size, store)
+        key = file_hash(folder / "vqgan.safetensors")
+        tokens = load_tokens(vqgan, train, key, device, 1 + config.data.flip, store)
+        (val_tokens,) = load_tokens(vqgan, val, key, device, 1, store)
         torch.manual_seed(config.transformer_training.seed)
-        stage = Stage2(config, device, vqgan, tokens, encode(vqgan, val, device))
-        notes = {"decoding": config.decoding.model_dump_json(), "vqgan": file_hash(folder / "vqgan.safetensors")}
+        stage = Stage2(config, device, vqgan, tokens, val_tokens)
+        notes = {"decoding": config.decoding.model_dump_json(), "vqgan": key}
         settings, optimizers = config.transformer_training, {"adam": stage.optimizer}
         run = Run("transformer", folder, settings, len(train), stage.model, optimizers, notes=notes)
         if args.resume:
             run.resume()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    log.info(f"stage 2: {len(train)} training and {len(val)} validation images, {run.steps} steps, on {device}")
-    run.fit(stage.update, stage.validate)
+    counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
+    log.info(f"stage 2: {counts}, on {world()} x {device.type}")
+    run.fit(stage.fetch, stage.update, stage.validate, args.profile)
     log.info(f"best weights: {run.weights}")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -8,26 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config, parse_training, training_parser
-from data import ImageFolder, to_float, to_uint8
+from data import to_float, to_uint8
 from metrics import code_usage, psnr
 from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from models.perceptual import Perceptual
+from models.processes import summed, world
 from models.vqgan import VQGAN
-from training import Run, apply_gradients, start_from
-from utils import autocast, grid, log, pick_device, start_logging
+from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
+from utils import autocast, grid, join_processes, leave_processes, log, mix, start_logging
 
 
-def random_flip(images: Tensor) -> Tensor:
-    """Mirrors each image (b, 3, H, W) with probability 1/2."""
-    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
-
-
-def random_crops(images: Tensor, truth: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def random_crops(
+    images: Tensor, truth: Tensor, size: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """The same random square of all images (b, c, H, W) and their truth; whole images where `size` is 0."""
     height, width = images.shape[-2:]
     if not size or size >= min(height, width):
         return images, truth
-    top, left = (int(torch.randint(side - size + 1, ())) for side in (height, width))
+    top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in (height, width))
     window = (..., slice(top, top + size), slice(left, left + size))
     return tuple(x[window].contiguous(memory_format=torch.channels_last) for x in (images, truth))
 
@@ -42,7 +40,9 @@ class Stage1:
         if self.settings.init:
             start_from(self.model, self.settings.init)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, self.settings.learning_rate, self.settings.betas)
+        self.network = parallel(self.model, self.settings.compile)
+        rate, betas = self.settings.learning_rate, self.settings.betas
+        self.optimizer = torch.optim.Adam(self.parameters, rate, betas, fused=True)
         perceptual, gan = self.settings.perceptual, self.settings.adversarial
         channels_last = {"device": device, "memory_format": torch.channels_last}
         self.perceptual = (
@@ -51,35 +51,49 @@ class Stage1:
         self.discriminator = PatchDiscriminator(gan.width, gan.layers).to(**channels_last) if gan.weight else None
         self.optimizers, self.modules = {"generator": self.optimizer}, {}
         if self.discriminator:
+            self.critic = parallel(self.discriminator)  # for its own update; the generator's moves no discriminator
             critics = self.discriminator.parameters()
-            self.optimizers["discriminator"] = torch.optim.Adam(critics, gan.learning_rate, (0.5, 0.9))
+            self.optimizers["discriminator"] = torch.optim.Adam(critics, gan.learning_rate, (0.5, 0.9), fused=True)
             self.modules["discriminator"] = self.discriminator
         self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
 
     def images(self, source: Tensor) -> Tensor:
         """uint8 -> float in [0, 1] on the device, channels last."""
-        return to_float(source).to(self.device, memory_format=torch.channels_last)
+        return to_float(source.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
 
-    def reconstruction_loss(self, output: Tensor, images: Tensor, crop: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1, L2 and LPIPS, weighted: a scalar, and its parts."""
+    def reconstruction_loss(
+        self, output: Tensor, images: Tensor, crop: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L1, L2 and LPIPS, weighted: a scalar, and its parts. `generator` places the crop."""
         parts = {"l1": F.l1_loss(output, images), "l2": F.mse_loss(output, images)}
         loss = self.settings.l1 * parts["l1"] + self.settings.l2 * parts["l2"]
         if self.perceptual:
-            parts["lpips"] = self.perceptual(*random_crops(output, images, crop)).mean()
+            parts["lpips"] = self.perceptual(*random_crops(output, images, crop, generator)).mean()
             loss = loss + self.settings.perceptual.weight * parts["lpips"]
         return loss, parts
 
-    def update(self, step: int, indices: Tensor) -> dict[str, Tensor]:
-        """One step of both optimizers on `indices` of the training images."""
-        pieces = indices.chunk(self.settings.accumulate)
+    def fetch(self, step: int, indices: Tensor) -> list[Tensor]:
+        """The pieces of a step's batch: this process's share of the images `indices`, uint8, half of them mirrored."""
+        generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
+        mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
+        pieces = []
+        for rows, flips in zip(*(cut(whole, self.settings.accumulate) for whole in (indices, mirrored)), strict=True):
+            images = self.train[rows]
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+            pieces.append(staged(images, self.device))
+        return pieces
+
+    def update(self, step: int, pieces: list[Tensor]) -> dict[str, Tensor]:
+        """One step of both optimizers on what `fetch` made."""
         adversarial = self.discriminator is not None and step >= self.gan_start
         total, outputs, losses = torch.zeros((), device=self.device), [], {}
-        for piece in pieces:
-            images = self.images(random_flip(self.train[piece]) if self.flip else self.train[piece])
+        crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
+        for piece in pieces_of(self.network, pieces):
+            images = self.images(piece)
             with autocast(self.device, self.settings.precision):
-                output, tokens, codebook = self.model(images)
+                output, tokens, codebook = self.network(images)
                 output = output.float()
-                loss, losses = self.reconstruction_loss(output, images, self.settings.perceptual.crop)
+                loss, losses = self.reconstruction_loss(output, images, self.settings.perceptual.crop, crops)
                 if adversarial:
                     fooled = generator_loss(self.discriminator(output).float())
                     losses["gan"] = fooled
@@ -90,13 +104,10 @@ class Stage1:
             total += loss.detach()
             outputs.append((images, output.detach()))
         apply_gradients(total, self.optimizer, self.parameters, self.settings.clip)
-        losses |= {"loss": total, "codebook": codebook, "code_usage": torch.tensor(code_usage(tokens, self.codes))}
+        uses = summed(torch.zeros(self.codes, device=self.device).index_fill_(0, tokens.flatten(), 1.0))
+        losses |= {"loss": total, "codebook": codebook, "code_usage": (uses > 0).float().mean()}
         if adversarial:
             losses["discriminator"] = self._update_discriminator(outputs)
-        elif (
-            self.discriminator is not None
-        ):  # no gradients yet, nothing moves: torch warns of schedulers that step alone
-            self.optimizers["discriminator"].step()
         return {key: value.detach() for key, value in losses.items()}
 
     @property
@@ -106,9 +117,9 @@ class Stage1:
     def _update_discriminator(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
         optimizer, total = self.optimizers["discriminator"], torch.zeros((), device=self.device)
         optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients there
-        for images, output in outputs:
+        for images, output in pieces_of(self.critic, outputs):
             with autocast(self.device, self.settings.precision):
-                logits = self.discriminator(torch.cat((images, output))).float()
+                logits = self.critic(torch.cat((images, output))).float()
             loss = discriminator_loss(*logits.chunk(2)) / len(outputs)
             loss.backward()
             total += loss.detach()
@@ -140,9 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = training_parser(__doc__, "vqgan_training")
     args, config, folder = parse_training(parser, argv)
     try:
-        device = pick_device(args.device)
-        size, workers = config.vqgan.image_size, config.data.workers
-        train, val = (ImageFolder(path, size, workers).images for path in (config.data.train, config.data.val))
+        device = join_processes(args.device)
+        folders = load_images(config.data, config.vqgan.image_size, open_store(folder, config.data))
+        train, val = (images.images for images in folders)
         torch.manual_seed(config.vqgan_training.seed)
         stage = Stage1(config, device, train, val)
         run = Run("vqgan", folder, config.vqgan_training, len(train), stage.model, stage.optimizers, stage.modules)
@@ -150,9 +161,11 @@ def main(argv: list[str] | None = None) -> None:
             run.resume()
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.error(str(error))
-    log.info(f"stage 1: {len(train)} training and {len(val)} validation images, {run.steps} steps, on {device}")
-    run.fit(stage.update, stage.validate)
+    counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
+    log.info(f"stage 1: {counts}, on {world()} x {device.type}")
+    run.fit(stage.fetch, stage.update, stage.validate, args.profile)
     log.info(f"best weights: {run.weights}")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""Small things every script needs: seeds, devices, numeric precision, logging, picture grids."""
+"""Small things every script needs: seeds, devices, processes, numeric precision, logging, profiles, picture grids."""
 
 import contextlib
+import datetime
 import logging
+import os
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 log = logging.getLogger("maskgit")
 
 
 def start_logging() -> None:
-    """Plain lines on standard output."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    """Plain lines on standard output; of torchrun's processes the first alone speaks, the others warn."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout, force=True)
 
 
 def mix(*numbers: int) -> int:
@@ -34,6 +40,62 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def join_processes(name: str) -> torch.device:
+    """The device of this process, `name` as for `pick_device`; where torchrun started it, it joins the others.
+
+    On GPUs (NCCL) each process takes its own of the machine, else they speak through Gloo. Raises ValueError for a
+    device that this machine lacks.
+    """
+    device = pick_device(name)
+    if "LOCAL_RANK" not in os.environ:
+        return device
+    if device.type == "cuda":
+        if device.index is not None:
+            raise ValueError(f"--device {name}: torchrun gives each process a GPU of its own, expected auto or cuda")
+        device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():  # a day, because the others wait while the first decodes or validates
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1))
+    return device
+
+
+def leave_processes() -> None:
+    """The end of `join_processes`. Not after an error: torchrun ends the others, which may wait for this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def first_on_machine() -> Iterator[None]:
+    """The block runs in the first process of each machine, then in the others: they find the files it wrote."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if dist.is_initialized() and not first:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and first:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def profile(path: Path, steps: int) -> Iterator[Callable[[], None]]:
+    """Records `steps` steps, after one to warm up, for Perfetto or TensorBoard; 0: none.
+
+    Gives a function to call after every step. `path` should end in .pt.trace.json, as TensorBoard expects.
+    """
+
+    def write(profiler: torch.profiler.profile) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+        log.info(f"profile of {steps} steps: {path}; open it in https://ui.perfetto.dev")
+
+    if not steps:
+        yield lambda: None
+        return
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1)
+    with torch.profiler.profile(schedule=schedule, on_trace_ready=write, record_shapes=True) as profiler:
+        yield profiler.step
 
 
 def has_bfloat16(device: torch.device) -> bool:

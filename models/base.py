@@ -6,6 +6,7 @@ A weights file is safetensors: plain tensors, and in its metadata `kind` (the cl
 
 import hashlib
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -24,7 +25,16 @@ class Settings(pydantic.BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML follows YAML 1.1, where `1e-4` without a dot is a string."""
+    """YAML 1.2 floats and no key twice: in PyYAML `1e-4` without a dot is a string, and the last of two keys wins."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
 
 
 _FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
@@ -54,7 +64,7 @@ def replace_file(path, write) -> None:
     """Calls `write(temporary path)` and renames the result to `path`: a reader never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")  # two machines may share a folder
     try:
         write(temporary)
         temporary.replace(path)

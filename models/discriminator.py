@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.processes import mean
+
 
 class PatchDiscriminator(nn.Module):
     """images (b, 3, H, W) in [0, 1] -> logits (b, 1, h, w), one for each overlapping patch; positive means real.
@@ -39,7 +41,10 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """lambda = |grad L_rec| / (|grad L_gan| + 1e-6) at the decoder's last layer, in [0, 1e4] (VQGAN eq. 7)."""
-    (from_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (from_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    return (from_reconstruction.norm() / (from_adversarial.norm() + 1e-6)).clamp(0, 1e4).detach()
+    """lambda = |grad L_rec| / (|grad L_gan| + 1e-6) at the decoder's last layer, in [0, 1e4] (VQGAN eq. 7).
+
+    The gradients are those of the whole batch, the mean over all processes.
+    """
+    losses = (reconstruction, adversarial)
+    gradients = [mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) for loss in losses]
+    return (gradients[0].norm() / (gradients[1].norm() + 1e-6)).clamp(0, 1e4).detach()

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.base import Settings, build
+from models.processes import drawn, summed
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
@@ -292,26 +293,30 @@ class Codebook(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             vectors = self.prepare(latents)  # (b, g, g, e)
             ids = self.nearest(vectors.detach())  # (b, g, g)
+            chosen = F.embedding(ids, self.vectors())  # before the update, which may move or re-seed them
             if self.training and self.config.ema_decay:
                 self._update(vectors.detach().flatten(0, 2), ids.flatten())
-            chosen = F.embedding(ids, self.vectors())
             loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
             if not self.config.ema_decay:
                 loss = loss + F.mse_loss(chosen, vectors.detach())
             codes = vectors + (chosen - vectors).detach()
         return codes.permute(0, 3, 1, 2), ids.flatten(1), loss
 
+    @torch.compiler.disable  # it speaks with the other processes
     @torch.no_grad()
     def _update(self, vectors: Tensor, ids: Tensor) -> None:
-        """EMA of each code's uses and of the sum of its vectors; rarely used codes jump to vectors of this batch."""
-        decay, k = self.config.ema_decay, self.config.codes
+        """EMA of each code's uses and of the sum of its vectors; rarely used codes jump to vectors of this batch.
+
+        The batch is that of all processes, so their codebooks stay bit-equal. vectors (m, e), ids (m).
+        """
+        decay = self.config.ema_decay
         uses = torch.zeros_like(self.uses).index_add_(0, ids, torch.ones_like(ids, dtype=self.uses.dtype))
-        self.uses.lerp_(uses, 1 - decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, ids, vectors), 1 - decay)
-        dead = self.uses < self.config.reseed_below
-        draws = vectors[torch.randint(len(vectors), (k,), device=vectors.device)]
-        self.sums[dead] = draws[dead]
-        self.uses[dead] = 1.0
+        self.uses.lerp_(summed(uses), 1 - decay)
+        self.sums.lerp_(summed(torch.zeros_like(self.sums).index_add_(0, ids, vectors)), 1 - decay)
+        if self.config.reseed_below:
+            dead = self.uses < self.config.reseed_below  # (k); torch.where, because indexing by it would wait for a GPU
+            self.sums.copy_(torch.where(dead[:, None], drawn(vectors, self.config.codes), self.sums))
+            self.uses.masked_fill_(dead, 1.0)
         centres = self.sums / self.uses.clamp_min(1e-5)[:, None]
         self.embedding.weight.copy_(F.normalize(centres, dim=-1) if self.config.l2_normalised else centres)
 

@@ -12,7 +12,7 @@ FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
 ALLOWED = {  # "models" allows every file of the folder
     "benchmark": "config data inpainting inputs masks models training_transformer training_vqgan utils",
     "config": "decoding models",
-    "data": "",
+    "data": "models.base",
     "decoding": "masks models.base",
     "drawing": "data decoding inputs utils",
     "evaluate": "config data inpainting masks metrics models utils",
@@ -21,7 +21,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "inputs": "data masks",
     "masks": "data",
     "metrics": "models.base models.perceptual",
-    "training": "config models.base utils",
+    "training": "config data models.base models.processes utils",
     "training_transformer": "config data decoding masks models training utils",
     "training_vqgan": "config data metrics models training utils",
     "utils": "",

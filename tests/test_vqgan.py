@@ -479,14 +479,16 @@ def test_the_ema_update_is_the_papers(l2_normalised):
             mine = vectors[ids == code]
             uses[code] = 0.9 * uses[code] + 0.1 * len(mine)
             sums[code] = 0.9 * sums[code] + 0.1 * mine.sum(0)
+        chosen = codes[ids]
         codes = sums / uses[:, None]
         if l2_normalised:
             codes = codes / codes.norm(dim=-1, keepdim=True)
-        _, found, loss = book(latents)
+        output, found, loss = book(latents)
         assert torch.equal(found.flatten(), ids)
+        assert torch.allclose(output.permute(0, 2, 3, 1).reshape(-1, 4), chosen, atol=1e-6)  # not those of the update
         assert torch.allclose(book.uses, uses) and torch.allclose(book.sums, sums, atol=1e-6)
         assert torch.allclose(book.vectors(), codes, atol=1e-6)
-        assert loss.item() == pytest.approx(0.25 * (vectors - codes[ids]).square().mean().item(), rel=1e-4)
+        assert loss.item() == pytest.approx(0.25 * (vectors - chosen).square().mean().item(), rel=1e-4)
 
 
 def test_an_ema_codebook_gets_no_gradient_but_its_encoder_does():

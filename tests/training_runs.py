@@ -54,6 +54,11 @@ def events(out, stage: str) -> EventAccumulator:
     return EventAccumulator(str(out / "tensorboard" / stage), {"scalars": 0, "images": 0}).Reload()
 
 
+def step(stage, number: int, count: int) -> dict:
+    """One update on the first `count` training images."""
+    return stage.update(number, stage.fetch(number, torch.arange(count)))
+
+
 def gradients(module, monkeypatch, stage, batch: int) -> tuple[list, float]:
     """The gradients of one update, which is not applied, and its loss."""
     seen = []
@@ -61,6 +66,5 @@ def gradients(module, monkeypatch, stage, batch: int) -> tuple[list, float]:
         patch.setattr(
             module, "apply_gradients", lambda loss, optimizer, parameters, clip: seen.append(list(parameters))
         )
-        torch.manual_seed(5)
-        loss = float(stage.update(0, torch.arange(batch))["loss"])
+        loss = float(step(stage, 0, batch)["loss"])
     return [parameter.grad for parameter in seen[0]], loss
