@@ -233,7 +233,7 @@ def random_images(count: int, size: int) -> Tensor:
 def ours_stage_1(config: Config, settings: Settings, batch: int) -> Callable:
     config, images = training_config(config, settings, batch), random_images(batch, config.vqgan.image_size)
     stage = Stage1(config, torch.device(settings.device), images, images)
-    return partial(stage.update, 0, torch.arange(batch))
+    return lambda: stage.update(0, stage.fetch(0, torch.arange(batch)))
 
 
 def reference_stage_1(config: Config, settings: Settings, batch: int) -> Callable:
@@ -260,8 +260,8 @@ def ours_stage_2(config: Config, settings: Settings, batch: int, rows: int | Non
     config, rows = training_config(config, settings, batch), rows or batch
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.transformer.codes, (1, rows, config.transformer.tokens), generator=generator)
-    stage = Stage2(config, torch.device(settings.device), networks(config)[0], tokens.int(), tokens[0, :1].int())
-    return lambda: stage.update(0, torch.randint(rows, (batch,), generator=generator))
+    stage = Stage2(config, torch.device(settings.device), networks(config)[0], tokens.short(), tokens[0, :1].short())
+    return lambda: stage.update(0, stage.fetch(0, torch.randint(rows, (batch,), generator=generator)))
 
 
 def reference_stage_2(config: Config, settings: Settings, batch: int) -> Callable:

@@ -33,7 +33,7 @@ from metrics import hole_psnr
 from models.base import file_hash, read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from utils import autocast, log, pick_device, start_logging
+from utils import autocast, log, pick_device, profile, start_logging
 
 PRETRAINED = ROOT / "pretrained" / "cats64"
 
@@ -186,7 +186,11 @@ def run(
     """
     folders = {"images": Path(args.predicted_path or args.out / "test_results"), "raw": args.out / "raw"}
     sheets, tallies = Sheets(inpainter.decode, args.out, drawn(inputs.groups, args.grids)), {}
-    with tqdm(total=len(inputs), desc="inpainting", unit="image") as bar, ThreadPoolExecutor(2) as writers:
+    with (
+        tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
+        ThreadPoolExecutor(2) as writers,
+        profile(args.out / "profile" / "inpainting.pt.trace.json", args.profile) as profiler_step,
+    ):
         pending = []
         for start, batch in batches(inputs, args.batch_size):
             rows, history = sheets.rows(start, len(batch)), []
@@ -194,6 +198,7 @@ def run(
             for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
                 if rows:
                     history.append(sheets.draw(state, rows))
+                profiler_step()
             filled = inpainter.finish(batch.images, batch.hole, state.tokens)
             for done in pending:
                 done.result()  # raises what writing raised
@@ -273,6 +278,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(run_time, "--num-workers", type=int, default=4, help="threads that read images (default: 4)")
     add_flag(run_time, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
              help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
+    add_flag(run_time, "--profile", type=int, default=0, metavar="N",
+             help="record N iterations after the first into OUT/profile, for Perfetto or TensorBoard")  # fmt: skip
     add_flag(run_time, "--compile", action="store_true", help="torch.compile both networks: pays for many images")
     add_flag(run_time, "--grids", type=int, default=6, metavar="N",
              help="draw every iteration of N images (default: 6; each costs a decode)")  # fmt: skip
@@ -296,8 +303,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
-    if args.batch_size < 1 or min(args.seed, args.margin, args.grids) < 0:
-        parser.error("--batch-size must be at least 1, --seed, --margin and --grids at least 0")
+    if args.batch_size < 1 or min(args.seed, args.margin, args.grids, args.profile) < 0:
+        parser.error("--batch-size must be at least 1, --seed, --margin, --grids and --profile at least 0")
     try:
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = override(inpainter.decoding, args)

@@ -501,6 +501,13 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 
 
+def test_profile_records_iterations(run, lab):
+    out = run(*lab.flags, "--profile", 2)
+    trace = json.loads((out / "profile" / "inpainting.pt.trace.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert "aten::bmm" in names and {"ProfilerStep#1", "ProfilerStep#2"} <= names
+
+
 def test_total_iter_alone_moves_the_sweet_spot_with_it(run, lab):
     out = run(*lab.flags, "--total-iter", 2)
     decoding = json.loads((out / "manifest.json").read_text())["decoding"]
@@ -663,9 +670,10 @@ def failure(run, capsys):
         (["--mask-func", "exponential"], "'cosine', 'linear', 'square', 'cubic', 'sqrt'"),
         (["--sampler", "hilton"], "'maskgit', 'lab', 'random', 'halton'"),
         (["--batch-size", 0], "--batch-size must be at least 1"),
-        (["--seed", -1], "--seed, --margin and --grids at least 0"),
-        (["--margin", -1], "--seed, --margin and --grids at least 0"),
-        (["--grids", -1], "--seed, --margin and --grids at least 0"),
+        (["--seed", -1], "--seed, --margin, --grids and --profile at least 0"),
+        (["--margin", -1], "--seed, --margin, --grids and --profile at least 0"),
+        (["--profile", -1], "--seed, --margin, --grids and --profile at least 0"),
+        (["--grids", -1], "--seed, --margin, --grids and --profile at least 0"),
         (["--test-mask-path", "mask64"], "--test-maskedimage-path and --test-mask-path go together"),
         (["--test-maskedimage-path", "images"], "--test-maskedimage-path and --test-mask-path go together"),
         (["--gtcsv-path", "test_gt.csv"], "--gtcsv-path is the truth of --test-maskedimage-path, which is missing"),
