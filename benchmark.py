@@ -247,7 +247,7 @@ def reference_stage_1(config: Config, settings: Settings, batch: int) -> Callabl
     def step() -> None:
         x = to_float(images).to(device)
         output, _, codebook = model(x)
-        loss = stage.reconstruction_loss(output, x, config.vqgan_training.perceptual.crop)[0] + codebook
+        loss = stage.reconstruction_loss(output, output, x, config.vqgan_training.perceptual.crop)[0] + codebook
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -80,6 +80,12 @@ class VQGANTrainingConfig(TrainingConfig):
     l2: float = Field(0.0, ge=0, description="weight of the mean squared error")
     perceptual: PerceptualConfig = PerceptualConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    holes: dict[str, float] = Field(
+        {}, description="trains the decoder alone, to read known pixels around holes: families by weight, or all"
+    )
+    token_noise: float = Field(
+        0.0, ge=0, le=1, description="with holes: at most this share of an image's hidden tokens takes a similar code"
+    )
 
 
 class TransformerTrainingConfig(TrainingConfig):
@@ -107,6 +113,9 @@ class Config(Settings):
         if self.transformer.codes != self.vqgan.codebook.codes:
             raise ValueError(f"transformer.codes {self.transformer.codes} and vqgan.codebook.codes "
                              f"{self.vqgan.codebook.codes} must be equal")  # fmt: skip
+        if self.vqgan_training.holes and not (self.vqgan.decoder.known_width and self.vqgan_training.init):
+            raise ValueError("vqgan_training.holes trains a decoder that reads known pixels on top of a trained VQGAN: "
+                             "set vqgan.decoder.known_width and vqgan_training.init")  # fmt: skip
         if self.transformer.tokens != self.vqgan.grid**2:
             raise ValueError(f"transformer.tokens {self.transformer.tokens}: the VQGAN makes {self.vqgan.grid**2}")
         return self

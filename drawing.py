@@ -23,21 +23,22 @@ def drawn(groups: list[str], count: int) -> list[int]:
 class Sheets:
     """Pictures of the iterations of a few images: OUT/imga, OUT/mask_scheduling and a row each of OUT/overview.png.
 
-    `decode` takes tokens (b, n) to uint8 images (b, 3, H, W); `shown` numbers the images of the run that are drawn.
+    `decode` takes tokens (b, n), images and hole to uint8 images (b, 3, H, W); `shown` numbers the images of the run
+    that are drawn.
     """
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], out: Path, shown: list[int]):
+    def __init__(self, decode: Callable[[Tensor, Tensor, Tensor], Tensor], out: Path, shown: list[int]):
         self.decode, self.out, self.shown, self.overview = decode, out, shown, []
 
     def rows(self, start: int, count: int) -> list[int]:
         """Which of the `count` images of a batch are drawn."""
         return [index - start for index in self.shown if start <= index < start + count]
 
-    def draw(self, state: State, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def draw(self, state: State, batch: Inputs, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Pictures (r, 3, H, W) uint8 of the images `rows` after an iteration, hidden tokens grey, and what is known,
         white."""
         hidden = state.hidden[rows]
-        pictures = self.decode(state.tokens[rows].masked_fill(hidden, 0))
+        pictures = self.decode(state.tokens[rows].masked_fill(hidden, 0), batch.images[rows], batch.hole[rows])
         side = math.isqrt(hidden.shape[1])
         pending = F.interpolate(hidden.view(-1, 1, side, side).float(), size=pictures.shape[-2:]).bool().cpu()
         return pictures.masked_fill(pending, GREY), torch.where(pending, 0, 255).to(torch.uint8).expand_as(pictures)

@@ -108,12 +108,12 @@ def classical(fill: Callable, images: Tensor, hole: Tensor, workers: int) -> Ten
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)
 
 
-def reconstruct(inpainter: Inpainter, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """The decoded true tokens (N, 3, H, W) uint8, and the tokens (N, n)."""
+def reconstruct(inpainter: Inpainter, truth: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoded true tokens (N, 3, H, W) uint8, beside what is known outside `hole`, and the tokens (N, n)."""
     batches = []
-    for batch in truth.split(BATCH):
-        tokens = inpainter.encode(batch, torch.zeros_like(batch[:, :1], dtype=torch.bool))
-        batches.append((inpainter.decode(tokens), tokens.cpu()))
+    for batch, missing in zip(truth.split(BATCH), hole.split(BATCH), strict=True):
+        tokens = inpainter.encode(batch, torch.zeros_like(missing))
+        batches.append((inpainter.decode(tokens, batch, missing), tokens.cpu()))
     images, tokens = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(tokens)
 
@@ -133,10 +133,8 @@ def timed(work: Callable):
     return work(), time.perf_counter() - start
 
 
-def evaluate(
-    judge: Judge, inpainter: Inpainter, decoded: Tensor, name: str, hole: Tensor, args: argparse.Namespace
-) -> list[Row]:
-    """All rows of one family of holes (N, 1, H, W); `decoded` are the true tokens' images."""
+def evaluate(judge: Judge, inpainter: Inpainter, name: str, hole: Tensor, args: argparse.Namespace) -> list[Row]:
+    """All rows of one family of holes (N, 1, H, W)."""
     truth = judge.truth
     masked = truth.masked_fill(hole, GREY)
     rows = [judge.row(name, "masked input", None, masked, hole, 0.0)]
@@ -147,6 +145,7 @@ def evaluate(
             log.info(f"{method} fails on {name}: {error}")
             continue
         rows.append(judge.row(name, method, None, composite(filled, truth, hole), hole, seconds))
+    decoded, _ = reconstruct(inpainter, truth, hole)
     rows.append(judge.row(name, "true tokens decoded", None, composite(decoded, truth, hole), hole, 0.0))
     for seed in args.seeds:
         (filled, raw), seconds = timed(partial(inpaint, inpainter, masked, hole, seed))
@@ -213,14 +212,14 @@ def main(argv: list[str] | None = None) -> None:
             holes = {Path(args.test_mask_path).name: given} | holes
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.error(str(error))
-    decoded, tokens = reconstruct(inpainter, truth)
+    decoded, tokens = reconstruct(inpainter, truth, torch.ones_like(truth[:, :1], dtype=torch.bool))
     whole = reconstruction_figures(judge, decoded, tokens, inpainter.vqgan.config.codebook.codes)
     log.info("VQGAN on whole images: " + "  ".join(f"{key} {value:.4f}" for key, value in whole.items()))
     report = {"n": len(truth), "seeds": args.seeds, "decoding": inpainter.decoding.model_dump(), "vqgan": whole}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, hole in tqdm(holes.items(), desc="families of holes"):
-        rows += evaluate(judge, inpainter, decoded, name, hole, args)
+        rows += evaluate(judge, inpainter, name, hole, args)
         everything = report | {"rows": [asdict(row) for row in rows]}  # after each family: a run takes long
         args.json.write_text(json.dumps(everything, indent=2) + "\n")
     log.info(f"{table(rows)}\n\nn = {len(truth)}, seeds {args.seeds}, {inpainter.decoding}")

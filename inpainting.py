@@ -83,7 +83,7 @@ class Inpainter:
         notes = read_weights(paths[1])[1]
         if not {"vqgan", "decoding"} <= notes.keys():
             raise ValueError(f"{paths[1]}: its metadata lack vqgan or decoding, which training_transformer.py notes")
-        if notes["vqgan"] != file_hash(paths[0]):
+        if notes["vqgan"] not in (vqgan.tokens_key(), file_hash(paths[0])):  # the first weights noted the file's hash
             raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
         decoding = DecodingConfig.model_validate_json(notes["decoding"])
         return cls(vqgan, transformer, decoding, device, precision, compiled)
@@ -104,10 +104,11 @@ class Inpainter:
             return self.transformer.of_hidden(tokens)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU."""
+    def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
+        """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
+        known = to_float(images).to(self.device, memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
-            return to_uint8(self.vqgan.decode(tokens)).cpu()
+            return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()
 
     def steps(
         self,
@@ -131,7 +132,7 @@ class Inpainter:
 
     def finish(self, images: Tensor, hole: Tensor, tokens: Tensor) -> Filled:
         """Decodes the final tokens and pastes the known pixels back."""
-        raw = self.decode(tokens)
+        raw = self.decode(tokens, images, hole)
         return Filled(composite(raw, images, hole), raw, tokens)
 
     def __call__(
@@ -197,7 +198,7 @@ def run(
             seeds = range(args.seed + start, args.seed + start + len(batch))
             for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
                 if rows:
-                    history.append(sheets.draw(state, rows))
+                    history.append(sheets.draw(state, batch, rows))
                 profiler_step()
             filled = inpainter.finish(batch.images, batch.hole, state.tokens)
             for done in pending:

@@ -189,7 +189,46 @@ def composite(filled: Tensor, images: Tensor, hole: Tensor) -> Tensor:
     return torch.where(hole, filled, images)
 
 
-# --- hiding at training time ---
+# --- holes and hiding at training time ---
+
+EVERYTHING = "all"
+
+
+class HoleMixture:
+    """Holes for training: a family drawn for each sample, then one of its `bank` holes, made once from `seed`.
+
+    weights: family -> weight, 0 or more, in any scale; the family `all` misses every pixel.
+    Raises ValueError naming the value for an unknown family or bad weights.
+    """
+
+    def __init__(self, weights: Mapping[str, float], image_size: int, bank: int = 1024, seed: int = 0):
+        self._weights = _checked_weights(weights, (*FAMILIES, EVERYTHING), "hole family")
+        self._bank = [
+            torch.ones(1, 1, image_size, image_size, dtype=torch.bool)
+            if family == EVERYTHING
+            else make_holes(family, bank, image_size, seed)
+            for family in weights
+        ]
+
+    def __call__(self, batch: int, generator: torch.Generator) -> Tensor:
+        """hole (batch, 1, H, W) bool."""
+        kinds = torch.multinomial(self._weights, batch, replacement=True, generator=generator).tolist()
+        places = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
+        return torch.stack(
+            [self._bank[kind][int(x * len(self._bank[kind]))] for kind, x in zip(kinds, places, strict=True)]
+        )
+
+
+def _checked_weights(weights: Mapping[str, float], known: tuple[str, ...], noun: str) -> Tensor:
+    """(len(weights)) float64. Raises ValueError naming what is wrong."""
+    for name, weight in weights.items():
+        _known(noun, name, known)
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight of {name}: {weight}, expected a finite number of at least 0")
+    if not any(weights.values()):
+        raise ValueError(f"weights {dict(weights)}: expected at least one above 0")
+    return torch.tensor(list(weights.values()), dtype=torch.float64)
+
 
 _EVERYWHERE = ("bernoulli", "uniform", "cosine")
 POLICIES: tuple[str, ...] = (*_EVERYWHERE, *FAMILIES, "holes")
@@ -214,12 +253,7 @@ class HidingPolicy:
     def __init__(
         self, weights: Mapping[str, float], grid: int, image_size: int, p: float = 0.5, bank: int = 1024, seed: int = 0
     ):
-        for name, weight in weights.items():
-            _known("hiding policy", name, POLICIES)
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"weight of {name}: {weight}, expected a finite number of at least 0")
-        if not any(weights.values()):
-            raise ValueError(f"weights {dict(weights)}: expected at least one above 0")
+        _checked_weights(weights, POLICIES, "hiding policy")
         if not 0 < p <= 1:
             raise ValueError(f"p {p}: expected a probability in (0, 1]")
         if bank < 1:

@@ -47,10 +47,15 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
 
 
-def start_from(model: nn.Module, path: str) -> None:
-    """Copies the weights file `path` into `model`. Raises ValueError where it does not fit."""
+def start_from(model: nn.Module, path: str, new: tuple[str, ...] = ()) -> None:
+    """Copies the weights file `path` into `model`; only keys that begin with one of `new` may be missing there.
+
+    Raises ValueError where it does not fit.
+    """
+    tensors = read_weights(path)[0]
+    fresh = {key: value for key, value in model.state_dict().items() if key.startswith(new)} if new else {}
     try:
-        model.load_state_dict(read_weights(path)[0])
+        model.load_state_dict(fresh | tensors)
     except RuntimeError as error:
         raise ValueError(f"{path}: does not fit this {type(model).__name__}: {error}") from error
 

@@ -17,7 +17,7 @@ from config import Config, parse_training, training_parser
 from data import ImageFolder, Store, to_float, to_uint8
 from decoding import fill
 from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
-from models.base import file_hash, save_weights
+from models.base import save_weights
 from models.processes import rank, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         with first_on_machine():
             vqgan = frozen_vqgan(args.vqgan, folder, config).to(device)
         train, val = load_images(config.data, vqgan.config.image_size, store)
-        key = file_hash(folder / "vqgan.safetensors")
+        key = vqgan.tokens_key()
         tokens = load_tokens(vqgan, train, key, device, 1 + config.data.flip, store)
         (val_tokens,) = load_tokens(vqgan, val, key, device, 1, store)
         torch.manual_seed(config.transformer_training.seed)

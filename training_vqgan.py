@@ -1,7 +1,10 @@
-"""Stage 1: images -> a VQGAN checkpoint.
+"""Stage 1: images -> a VQGAN checkpoint; stage 1b: its decoder learns to read the known pixels around holes.
 
 python training_vqgan.py --config configs/cats64.yml
+python training_vqgan.py --config configs/cats64_known.yml
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +12,16 @@ from torch import Tensor, nn
 
 from config import Config, parse_training, training_parser
 from data import to_float, to_uint8
-from metrics import code_usage, psnr
+from masks import HoleMixture, composite, make_holes, to_hidden
+from metrics import code_usage, hole_psnr, psnr
 from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from models.perceptual import Perceptual
 from models.processes import summed, world
 from models.vqgan import VQGAN
 from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
 from utils import autocast, grid, join_processes, leave_processes, log, mix, start_logging
+
+NEAR = 32  # the codes that token noise draws from
 
 
 def random_crops(
@@ -30,15 +36,37 @@ def random_crops(
     return tuple(x[window].contiguous(memory_format=torch.channels_last) for x in (images, truth))
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a step needs of some images."""
+
+    images: Tensor  # (b, 3, H, W) uint8
+    hole: Tensor | None  # (b, 1, H, W) bool, in stage 1b
+    swaps: Tensor | None  # (b, n) long, in stage 1b: which of the codes near its own a token takes, -1: its own
+
+
 class Stage1:
-    """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN."""
+    """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
+
+    With `holes` (stage 1b) encoder and codebook are frozen, so the tokens stay what they are; the decoder sees the
+    known pixels and tokens that are a little wrong, as guessed ones are. LPIPS and GAN look at the composite.
+    """
 
     def __init__(self, config: Config, device: torch.device, train: Tensor, val: Tensor):
         self.settings, self.flip, self.device = config.vqgan_training, config.data.flip, device
         self.train, self.val = train, val[: self.settings.validate_on or None]
         self.model = VQGAN(config.vqgan).to(device, memory_format=torch.channels_last)
         if self.settings.init:
-            start_from(self.model, self.settings.init)
+            start_from(self.model, self.settings.init, new=("decoder.known.", "decoder.joins."))
+        self.holes = self.val_hole = None
+        if self.settings.holes:
+            size = config.vqgan.image_size
+            self.holes = HoleMixture(self.settings.holes, size, seed=self.settings.seed)
+            self.val_hole = make_holes("thick", len(self.val), size, seed=1)
+            for frozen in (self.model.encoder, self.model.quant_conv, self.model.codebook):
+                frozen.requires_grad_(False)
+            vectors = self.model.codebook.vectors()
+            self.near = torch.cdist(vectors, vectors).topk(min(NEAR + 1, self.codes), largest=False).indices[:, 1:]
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas
@@ -62,47 +90,75 @@ class Stage1:
         return to_float(source.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
 
     def reconstruction_loss(
-        self, output: Tensor, images: Tensor, crop: int, generator: torch.Generator | None = None
+        self, output: Tensor, shown: Tensor, images: Tensor, crop: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1, L2 and LPIPS, weighted: a scalar, and its parts. `generator` places the crop."""
+        """L1 and L2 of the decoder's output, LPIPS of what is `shown`, weighted: a scalar, and its parts.
+
+        `generator` places the crop.
+        """
         parts = {"l1": F.l1_loss(output, images), "l2": F.mse_loss(output, images)}
         loss = self.settings.l1 * parts["l1"] + self.settings.l2 * parts["l2"]
         if self.perceptual:
-            parts["lpips"] = self.perceptual(*random_crops(output, images, crop, generator)).mean()
+            parts["lpips"] = self.perceptual(*random_crops(shown, images, crop, generator)).mean()
             loss = loss + self.settings.perceptual.weight * parts["lpips"]
         return loss, parts
 
-    def fetch(self, step: int, indices: Tensor) -> list[Tensor]:
-        """The pieces of a step's batch: this process's share of the images `indices`, uint8, half of them mirrored."""
+    def fetch(self, step: int, indices: Tensor) -> list[Piece]:
+        """The pieces of a step's batch: this process's share of the images `indices`, half of them mirrored."""
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
         mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
+        count = self.settings.accumulate
+        holes, swaps = [None] * count, [None] * count
+        if self.holes:
+            holes = cut(self.holes(len(indices), generator), count)
+            shape = (len(indices), self.model.config.grid**2)
+            shares = self.settings.token_noise * torch.rand(len(indices), 1, generator=generator)
+            swapped = torch.rand(shape, generator=generator) < shares
+            choices = torch.randint(self.near.shape[1], shape, generator=generator)
+            swaps = cut(choices.masked_fill(~swapped, -1), count)
         pieces = []
-        for rows, flips in zip(*(cut(whole, self.settings.accumulate) for whole in (indices, mirrored)), strict=True):
+        for rows, flips, *rest in zip(cut(indices, count), cut(mirrored, count), holes, swaps, strict=True):
             images = self.train[rows]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-            pieces.append(staged(images, self.device))
+            pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in (images, *rest))))
         return pieces
 
-    def update(self, step: int, pieces: list[Tensor]) -> dict[str, Tensor]:
+    def decoded(
+        self, network: nn.Module, images: Tensor, hole: Tensor | None, swaps: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Images (b, 3, H, W) -> the decoder's output, what is shown of it, tokens (b, n), codebook loss ()."""
+        if hole is None:
+            output, tokens, loss = network(images)
+            return output.float(), output.float(), tokens, loss
+        with torch.no_grad(), autocast(self.device, "float32"):
+            tokens = self.model.encode(images)
+        if swaps is not None:
+            swapped = to_hidden(hole, self.model.config.grid) & (swaps >= 0)
+            similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
+            tokens = torch.where(swapped, similar, tokens)
+        output, tokens, loss = network(images, hole, tokens)
+        return output.float(), composite(output.float(), images, hole), tokens, loss
+
+    def update(self, step: int, pieces: list[Piece]) -> dict[str, Tensor]:
         """One step of both optimizers on what `fetch` made."""
         adversarial = self.discriminator is not None and step >= self.gan_start
         total, outputs, losses = torch.zeros((), device=self.device), [], {}
         crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
         for piece in pieces_of(self.network, pieces):
-            images = self.images(piece)
+            images = self.images(piece.images)
+            hole, swaps = (x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps))
             with autocast(self.device, self.settings.precision):
-                output, tokens, codebook = self.network(images)
-                output = output.float()
-                loss, losses = self.reconstruction_loss(output, images, self.settings.perceptual.crop, crops)
+                output, shown, tokens, codebook = self.decoded(self.network, images, hole, swaps)
+                loss, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
                 if adversarial:
-                    fooled = generator_loss(self.discriminator(output).float())
+                    fooled = generator_loss(self.discriminator(shown).float())
                     losses["gan"] = fooled
                     weight = adaptive_weight(loss, fooled, self.model.decoder.last_layer)
                     loss = loss + self.settings.adversarial.weight * weight * fooled
             loss = (loss + codebook) / len(pieces)
             loss.backward()
             total += loss.detach()
-            outputs.append((images, output.detach()))
+            outputs.append((images, shown.detach()))
         apply_gradients(total, self.optimizer, self.parameters, self.settings.clip)
         uses = summed(torch.zeros(self.codes, device=self.device).index_fill_(0, tokens.flatten(), 1.0))
         losses |= {"loss": total, "codebook": codebook, "code_usage": (uses > 0).float().mean()}
@@ -127,19 +183,23 @@ class Stage1:
         return total
 
     def validate(self, model: nn.Module) -> dict:
-        """Mean loss, PSNR in dB, LPIPS and the share of codes used over the validation images; a few pictures."""
+        """Mean loss, PSNR in dB (stage 1b: in thick holes), LPIPS and the share of codes used; a few pictures."""
         sums, tokens, pictures = {}, [], []
-        for source in self.val.split(64):
-            images = self.images(source)
+        holes = [None] * len(self.val.split(64)) if self.val_hole is None else self.val_hole.split(64)
+        for source, hole in zip(self.val.split(64), holes, strict=True):
+            images, hole = self.images(source), hole if hole is None else hole.to(self.device)
             with autocast(self.device, self.settings.precision):
-                output, ids, _ = model(images)
-                output = output.float().clamp(0, 1)
-                loss, parts = self.reconstruction_loss(output, images, crop=0)
-            parts |= {"score": loss, "psnr": psnr(output, images).mean()}
+                output, shown, ids, _ = self.decoded(model, images, hole)
+                loss, parts = self.reconstruction_loss(output.clamp(0, 1), shown.clamp(0, 1), images, crop=0)
+            shown = shown.clamp(0, 1)
+            quality = psnr(shown, images) if hole is None else hole_psnr(shown, images, hole)
+            parts |= {"score": loss, "psnr": quality.mean()}
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + float(value) * len(source)
             tokens.append(ids.cpu())
-            pictures += [source[:8], to_uint8(output[:8]).cpu()] if not pictures else []
+            if not pictures:
+                masked = [] if hole is None else [source[:8].masked_fill(hole[:8].cpu(), 128)]
+                pictures = [source[:8], *masked, to_uint8(shown[:8]).cpu()]
         figures = {key: value / len(self.val) for key, value in sums.items()}
         figures["code_usage"] = code_usage(torch.cat(tokens), self.codes)
         return figures | {"pictures": grid(torch.cat(pictures), columns=len(pictures[0]))}

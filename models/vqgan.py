@@ -4,7 +4,7 @@ Shapes: b batch, c channels, H W pixels, g = H / downsampling factor (the token 
 k codes, e code dimension. Outside this file images are in [0, 1]; normalisation is the model's own affair.
 """
 
-import math
+import hashlib
 from typing import Annotated, Literal
 
 import torch
@@ -36,6 +36,7 @@ class DecoderConfig(Settings):
     widths: Widths = Field(description="width of each level; the first is the middle's width too")
     blocks: int = Field(ge=1, description="ResBlocks a level")
     upsample_after: Levels = Field(description="levels followed by a doubling of the resolution")
+    known_width: int = Field(0, ge=0, description="width of the branch that reads the known pixels; 0: no branch")
 
 
 class CodebookConfig(Settings):
@@ -224,8 +225,42 @@ class PatchEncoder(nn.Module):
         return self.head(self.blocks(self.stem(x))).permute(0, 3, 1, 2)
 
 
+class KnownPixels(nn.Module):
+    """The known pixels and where they are -> features at every resolution of the decoder, coarse to fine.
+
+    As in PUT (Liu et al. 2022, arXiv:2205.05076) and the asymmetric VQGAN (Zhu et al. 2023, arXiv:2306.04632): what is
+    known of a half-known patch is lost in its token, and the decoder gets it back here.
+    """
+
+    def __init__(self, width: int, halvings: int):
+        super().__init__()
+        self.widths = [width * 2**level for level in range(halvings + 1)]  # fine to coarse
+        self.stem = nn.Sequential(nn.Conv2d(4, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(coarse, coarse, 3, padding=1),
+            )
+            for fine, coarse in zip(self.widths, self.widths[1:], strict=False)
+        )
+
+    def forward(self, known: Tensor) -> list[Tensor]:
+        """known (b, 4, H, W): normalised pixels, 0 where missing, and 1 where known."""
+        features = [self.stem(known)]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return features[::-1]
+
+
 class Decoder(nn.Module):
-    """latents (b, latent, g, g) -> images (b, 3, H, W), normalised; the lab's layout, keys included."""
+    """latents (b, latent, g, g) -> images (b, 3, H, W), normalised; the lab's layout, keys included.
+
+    With `known_width` it also reads the known pixels, whose features join after the first convolution, after every
+    doubling and before the last norm, through 1x1 convolutions that start at zero: a decoder trained without the branch
+    starts as it was.
+    """
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -244,14 +279,34 @@ class Decoder(nn.Module):
                 side *= 2
         layers += [GroupNorm(width, groups), nn.Conv2d(width, 3, 3, padding=1)]  # no activation: the lab's layout
         self.model = nn.Sequential(*layers)
+        self.known = KnownPixels(decoder.known_width, len(decoder.upsample_after)) if decoder.known_width else None
+        if self.known:
+            widths = {0: decoder.widths[0]}  # of the outputs that features join, by layer
+            widths |= {i: layer.conv.out_channels for i, layer in enumerate(layers) if isinstance(layer, Upsample)}
+            self.places = {index: level for level, index in enumerate(widths)}  # layer -> which features
+            last = len(layers) - 3
+            self.places[last], widths[last] = len(decoder.upsample_after), width
+            sources = self.known.widths[::-1]
+            self.joins = nn.ModuleList(nn.Conv2d(sources[level], widths[i], 1) for i, level in self.places.items())
+            for join in self.joins:
+                nn.init.zeros_(join.weight)
+                nn.init.zeros_(join.bias)
 
     @property
     def last_layer(self) -> Tensor:
         """The last convolution's weight, where the adaptive GAN weight compares gradients (VQGAN eq. 7)."""
         return self.model[-1].weight
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.model(latents)
+    def forward(self, latents: Tensor, known: Tensor | None = None) -> Tensor:
+        """`known` (b, 4, H, W) as `KnownPixels` takes it, for a decoder with that branch."""
+        if self.known is None:
+            return self.model(latents)
+        features, joins, x = self.known(known), iter(self.joins), latents
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in self.places:
+                x = x + next(joins)(features[self.places[index]])
+        return x
 
 
 class Codebook(nn.Module):
@@ -357,20 +412,52 @@ class VQGAN(nn.Module):
         """images (b, 3, H, W) in [0, 1] -> tokens (b, n) in 0..k-1, row by row."""
         return self.codebook.nearest(self.codebook.prepare(self.latents(images))).flatten(1)
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """codes (b, e, g, g) -> images (b, 3, H, W) around [0, 1], not clipped."""
-        return self.decoder(self.post_quant_conv(codes)) * self.std + self.mean
+    def tokens_key(self) -> str:
+        """A hash of all that makes tokens of images, as it is saved: the same for VQGANs that differ in the decoder."""
+        digest = hashlib.sha256(self.config.model_dump_json(include={"mean", "std", "encoder", "codebook"}).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.", "codebook.embedding.")):
+                digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1]."""
-        side = math.isqrt(tokens.shape[-1])
-        if tokens.ndim != 2 or side != self.config.grid or side * side != tokens.shape[-1]:
-            raise ValueError(f"tokens: expected (b, {self.config.grid**2}), found {tuple(tokens.shape)}")
+    def _known(self, images: Tensor | None, hole: Tensor | None, like: Tensor) -> Tensor | None:
+        """What the decoder's branch reads, (b, 4, H, W); without images everything is missing."""
+        if self.decoder.known is None:
+            return None
+        if images is None:
+            return like.new_zeros(len(like), 4, self.config.image_size, self.config.image_size)
+        known = (~hole).to(images.dtype)  # (b, 1, H, W)
+        return torch.cat(((images - self.mean) / self.std * known, known), dim=1)
+
+    def decode_codes(self, codes: Tensor, images: Tensor | None = None, hole: Tensor | None = None) -> Tensor:
+        """codes (b, e, g, g) -> images (b, 3, H, W) around [0, 1], not clipped; `images` and `hole`: see `decode`."""
+        known = self._known(images, hole, codes)
+        return self.decoder(self.post_quant_conv(codes), known) * self.std + self.mean
+
+    def codes_of(self, tokens: Tensor) -> Tensor:
+        """tokens (b, n) in 0..k-1 -> their vectors (b, e, g, g)."""
+        side = self.config.grid
+        if tokens.ndim != 2 or tokens.shape[1] != side * side:
+            raise ValueError(f"tokens: expected (b, {side * side}), found {tuple(tokens.shape)}")
         codes = F.embedding(tokens, self.codebook.vectors())  # (b, n, e)
-        codes = codes.transpose(1, 2).reshape(len(tokens), -1, side, side)
-        return self.decode_codes(codes).float().clamp(0, 1)
+        return codes.transpose(1, 2).reshape(len(tokens), -1, side, side)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images (b, 3, H, W) in [0, 1] -> reconstruction (not clipped), tokens (b, n), codebook loss ()."""
+    def decode(self, tokens: Tensor, images: Tensor | None = None, hole: Tensor | None = None) -> Tensor:
+        """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1].
+
+        A decoder with the branch for known pixels (config.decoder.known_width) reads those of `images` (b, 3, H, W) in
+        [0, 1] outside `hole` (b, 1, H, W) bool, True = missing; without them it takes everything as missing.
+        """
+        return self.decode_codes(self.codes_of(tokens), images, hole).float().clamp(0, 1)
+
+    def forward(
+        self, images: Tensor, hole: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """images (b, 3, H, W) in [0, 1] -> reconstruction (not clipped), tokens (b, n), codebook loss ().
+
+        With `hole` (b, 1, H, W) and `tokens` (b, n): these are decoded beside the known pixels, and the loss is 0.
+        """
+        if tokens is not None:
+            return self.decode_codes(self.codes_of(tokens), images, hole), tokens, images.new_zeros(())
         codes, tokens, loss = self.codebook(self.latents(images))
         return self.decode_codes(codes), tokens, loss

@@ -33,10 +33,10 @@ PATCH = {"kind": "patch", "stem": 16, "widths": (16,), "blocks": 1}
 CONV = {"kind": "conv", "stem": 8, "widths": (8, 8), "blocks": 1, "downsample_after": (0, 1)}
 
 
-def vqgan(encoder: dict = PATCH, codes: int = CODES) -> VQGAN:
+def vqgan(encoder: dict = PATCH, codes: int = CODES, known_width: int = 0) -> VQGAN:
     config = VQGANConfig(
         image_size=SIZE, latent=8, norm_groups=4, attention_resolution=GRID, encoder=encoder,
-        decoder={"widths": (8, 8), "blocks": 1, "upsample_after": (0, 1)},
+        decoder={"widths": (8, 8), "blocks": 1, "upsample_after": (0, 1), "known_width": known_width},
         codebook={"codes": codes, "dim": 8, "l2_normalised": True},
     )  # fmt: skip
     return VQGAN(config)
@@ -140,7 +140,7 @@ def test_known_pixels_are_byte_identical_and_the_rest_is_the_decoders(inpainter,
     assert torch.equal(filled.images[~everywhere], images[~everywhere])
     assert torch.equal(filled.images[everywhere], filled.raw[everywhere])
     assert filled.tokens.shape == (2, GRID**2) and filled.tokens.min() >= 0 and filled.tokens.max() < CODES
-    assert torch.equal(filled.raw, inpainter.decode(filled.tokens))
+    assert torch.equal(filled.raw, inpainter.decode(filled.tokens, images, hole))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -321,6 +321,36 @@ def test_checkpoints_that_lack_a_file_or_do_not_fit_are_named(checkpoint, tmp_pa
     shutil.copy(checkpoint / "vqgan.safetensors", other / "vqgan.safetensors")
     with pytest.raises(ValueError, match=r"other.transformer\.safetensors: was trained on the tokens of another VQGAN"):
         Inpainter.from_pretrained(other)
+
+
+def test_another_decoder_of_the_same_tokens_is_accepted(tmp_path):
+    """Stage 1b changes the decoder alone: a transformer of the same tokens goes on fitting."""
+    torch.manual_seed(2)
+    stage1, stage2 = vqgan(), transformer()
+    key = stage1.tokens_key()
+    for parameter in stage1.decoder.parameters():
+        parameter.data.mul_(1.1)
+    notes = {"decoding": DECODING.model_dump_json(), "vqgan": key}
+    assert Inpainter.from_pretrained(save(tmp_path / "same", stage1, stage2, **notes), "cpu").vqgan.tokens_key() == key
+    stage1.codebook.embedding.weight.data[3] += 0.1
+    with pytest.raises(ValueError, match="tokens of another VQGAN"):
+        Inpainter.from_pretrained(save(tmp_path / "other", stage1, stage2, **notes), "cpu")
+
+
+def test_a_decoder_that_reads_known_pixels_reads_those_of_the_image(tmp_path):
+    torch.manual_seed(3)
+    stage1, stage2 = vqgan(known_width=4), transformer()
+    for join in stage1.decoder.joins:
+        nn.init.normal_(join.weight, 0.0, 0.3)
+    notes = {"decoding": DECODING.model_dump_json(), "vqgan": stage1.tokens_key()}
+    reader = Inpainter.from_pretrained(save(tmp_path / "known", stage1, stage2, **notes), "cpu")
+    images, hole = noise(2), make_holes("box", 2, SIZE)
+    filled = reader(images, hole, 0)
+    assert not torch.equal(filled.raw, reader.decode(filled.tokens, 255 - images, hole))
+    painted = images.masked_fill(hole, 7)
+    assert torch.equal(filled.raw, reader(painted, hole, 0).raw)  # and nothing of the hole
+    alone = reader(images[1:], hole[1:], 1)
+    assert torch.equal(alone.raw[0], filled.raw[1])
 
 
 # --- the command line on folders in the lab's layout ---

@@ -342,6 +342,33 @@ def test_a_grid_that_does_not_divide_the_image_is_refused():
         HidingPolicy({"cosine": 1}, grid=15, image_size=64, bank=1)
 
 
+def test_a_mixture_of_holes_draws_families_by_weight():
+    weights = {"box": 3.0, "half": 1.0, "walk": 0.0, "all": 1.0}
+    hole = masks.HoleMixture(weights, 16, bank=50)(2000, generator())
+    assert hole.shape == (2000, 1, 16, 16) and hole.dtype == torch.bool
+    share = hole.float().mean(dim=(1, 2, 3))
+    found = [((share - value).abs() < 1e-6).float().mean().item() for value in (0.25, 0.5, 1.0)]
+    assert all(abs(a - b) < 0.04 for a, b in zip(found, (0.6, 0.2, 0.2), strict=True))  # sd <= .011
+    assert torch.equal(
+        hole, masks.HoleMixture({"box": 3.0, "half": 1.0, "walk": 0.0, "all": 1.0}, 16, bank=50)(2000, generator())
+    )
+    walks = masks.HoleMixture({"walk": 1.0}, 16, bank=50)(200, generator())
+    assert 30 < len({bytes(walk.numpy()) for walk in walks}) <= 50
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"cosine": 1.0}, "hole family 'cosine'.*walk.*all"),
+        ({"box": -1.0}, "weight of box: -1"),
+        ({"box": 0.0}, "above 0"),
+    ],
+)
+def test_a_mixture_of_holes_names_what_is_wrong(weights, message):
+    with pytest.raises(ValueError, match=message):
+        masks.HoleMixture(weights, 16)
+
+
 # --- command line ---
 
 

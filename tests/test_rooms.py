@@ -23,7 +23,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "metrics": "models.base models.perceptual",
     "training": "config data models.base models.processes utils",
     "training_transformer": "config data decoding masks models training utils",
-    "training_vqgan": "config data metrics models training utils",
+    "training_vqgan": "config data masks metrics models training utils",
     "utils": "",
 }
 LAZY = {"masks": {"data"}}  # only inside a function: importing the room must not load these

@@ -11,7 +11,9 @@ from training_runs import IMAGES, TRAIN, VAL, events, gradients, step
 import training_vqgan
 from config import load_config
 from data import to_float
+from masks import make_holes, to_hidden
 from metrics import psnr
+from models.vqgan import VQGAN
 from training import apply_gradients
 from training_vqgan import Stage1, random_crops
 
@@ -71,7 +73,7 @@ def test_without_a_gan_there_is_no_discriminator(tiny_config_once):
 def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_config_once):
     stage = stage1(tiny_config_once, l1=2.0, l2=3.0)
     output, images = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
-    loss, parts = stage.reconstruction_loss(output, images, crop=0)
+    loss, parts = stage.reconstruction_loss(output, output, images, crop=0)
     assert float(loss) == 2 * 0.5 + 3 * 0.25 and float(parts["l1"]) == 0.5 and float(parts["l2"]) == 0.25
 
 
@@ -124,15 +126,15 @@ def test_validation_in_pieces_of_64_equals_the_whole(tiny_config_once):
 
 def test_flips_mirror_each_image_or_leave_it(tiny_config_once):
     stage = stage1(tiny_config_once, TRAIN[torch.arange(64) % 8])
-    (flipped,) = stage.fetch(0, torch.arange(64))
+    flipped = stage.fetch(0, torch.arange(64))[0].images
     pairs = list(zip(flipped, stage.train, strict=True))
     mirrored = [torch.equal(out, image.flip(-1)) for out, image in pairs]
     kept = [torch.equal(out, image) for out, image in pairs]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True)) and 16 < sum(mirrored) < 48
-    assert torch.equal(stage.fetch(0, torch.arange(64))[0], flipped)
-    assert not torch.equal(stage.fetch(1, torch.arange(64))[0], flipped)
+    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, flipped)
+    assert not torch.equal(stage.fetch(1, torch.arange(64))[0].images, flipped)
     stage.flip = False
-    assert torch.equal(stage.fetch(0, torch.arange(64))[0], stage.train)
+    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, stage.train)
 
 
 def test_crops_cut_the_same_square_of_images_and_truth():
@@ -171,3 +173,86 @@ def test_tensorboard_holds_losses_rates_codes_and_pictures_of_stage_1(trained):
     assert all(math.isfinite(event.value) for tag in tags for event in log.Scalars(tag))
     picture = log.Images("val/pictures")[-1]
     assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)  # 4 pictures above their reconstructions
+
+
+# --- stage 1b: the decoder learns to read known pixels ---
+
+KNOWN = {
+    "vqgan.decoder.known_width": 4,
+    "vqgan_training.holes": {"box": 1.0, "walk": 1.0, "all": 1.0},
+    "vqgan_training.token_noise": 0.5,
+}
+
+
+@pytest.fixture
+def stage1b(trained, tiny_config_once):
+    """A Stage1 on top of the trained VQGAN, its decoder with a branch for known pixels."""
+
+    def make(**changes) -> Stage1:
+        keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors")} | changes
+        torch.manual_seed(0)
+        return Stage1(load_config(tiny_config_once, keys), torch.device("cpu"), TRAIN, VAL)
+
+    return make
+
+
+def test_stage_1b_starts_as_the_decoder_it_was_given(stage1b, trained):
+    model, plain = stage1b().model.eval(), VQGAN.load(trained[0] / "vqgan.safetensors")
+    images, hole = to_float(VAL), make_holes("box", len(VAL), 16)
+    tokens = plain.encode(images)
+    assert torch.equal(model.encode(images), tokens)
+    assert torch.equal(model.decode(tokens, images, hole), plain.decode(tokens))
+
+
+def test_stage_1b_moves_the_decoder_and_no_token(stage1b):
+    stage = stage1b(**{"vqgan_training.adversarial.weight": 0.1, "vqgan_training.adversarial.start": 0})
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    key = stage.model.tokens_key()
+    for number in range(3):
+        losses = step(stage, number, 4)
+    assert "gan" in losses and float(losses["codebook"]) == 0 and stage.model.tokens_key() == key
+    for name, tensor in stage.model.state_dict().items():
+        frozen = name.startswith(("encoder.", "quant_conv.", "codebook."))
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_stage_1b_learns_to_use_the_known_pixels(stage1b):
+    stage = stage1b(**{"vqgan_training.holes": {"box": 1.0}, "vqgan_training.learning_rate": 5e-3,
+                       "vqgan_training.adversarial.weight": 0.0})  # fmt: skip
+    with torch.no_grad():
+        start = stage.validate(stage.model.eval())
+    for number in range(60):
+        step(stage, number, 8)
+    with torch.no_grad():
+        end = stage.validate(stage.model.eval())
+    assert end["l1"] < 0.8 * start["l1"]
+
+
+def test_a_step_of_stage_1b_draws_holes_and_swaps_as_a_function_of_the_step(stage1b):
+    stage = stage1b()
+    first, again, other = (stage.fetch(number, torch.arange(8))[0] for number in (3, 3, 4))
+    assert torch.equal(first.hole, again.hole) and torch.equal(first.swaps, again.swaps)
+    assert not (torch.equal(first.hole, other.hole) and torch.equal(first.swaps, other.swaps))
+    assert first.hole.shape == (8, 1, 16, 16) and first.swaps.shape == (8, 16)
+    assert 0 < (first.swaps >= 0).float().mean() < 0.5 and first.swaps.max() < stage.near.shape[1]
+    assert (stage1b(**{"vqgan_training.token_noise": 0.0}).fetch(3, torch.arange(8))[0].swaps == -1).all()
+
+
+def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
+    stage = stage1b()
+    images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
+    tokens = stage.model.encode(images)
+    swaps = torch.zeros_like(tokens)  # everyone takes its nearest neighbour
+    _, shown, found, _ = stage.decoded(stage.model, images, hole, swaps)
+    hidden = to_hidden(hole, 4)
+    assert torch.equal(found[~hidden], tokens[~hidden]) and (found[hidden] != tokens[hidden]).all()
+    vectors = stage.model.codebook.vectors()
+    distances = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+    assert torch.equal(found[hidden], distances.argmin(dim=1)[tokens[hidden]])
+    known = ~hole.expand_as(images)
+    assert torch.equal(shown[known], images[known])
+
+
+def test_stage_1b_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
+    with pytest.raises(ValueError, match=r"known_width and vqgan_training\.init"):
+        load_config(tiny_config_once, {"vqgan_training.holes": {"box": 1.0}})

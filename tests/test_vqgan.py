@@ -605,3 +605,71 @@ def test_any_downsampling_factor(factor, kind):
     assert (net.config.factor, net.config.grid) == (factor, 16 // factor)
     tokens = net.encode(images)
     assert tokens.shape == (2, (16 // factor) ** 2) and net.decode(tokens).shape == images.shape
+
+
+# --- a decoder that reads the known pixels ---
+
+
+def reader(seed: int = 0) -> VQGAN:
+    """A VQGAN whose decoder has the branch, its joins as if trained."""
+    torch.manual_seed(seed)
+    net = VQGAN(VQGANConfig.model_validate(PATCH | {"decoder": PATCH["decoder"] | {"known_width": 4}})).eval()
+    for join in net.decoder.joins:
+        torch.nn.init.normal_(join.weight, 0.0, 0.5)
+    return net
+
+
+@torch.no_grad()
+def test_the_branch_starts_as_nothing_and_adds_keys_only():
+    torch.manual_seed(1)
+    plain = VQGAN(VQGANConfig.model_validate(PATCH)).eval()
+    net = VQGAN(VQGANConfig.model_validate(PATCH | {"decoder": PATCH["decoder"] | {"known_width": 4}})).eval()
+    missing = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys
+    assert all(key.startswith(("decoder.known.", "decoder.joins.")) for key in missing.missing_keys)
+    size = net.config.image_size
+    images, hole = draw(2, 3, size, size), draw(2, 1, size, size) < 0.5
+    tokens = plain.encode(images)
+    assert torch.equal(net.decode(tokens, images, hole), plain.decode(tokens))
+
+
+@torch.no_grad()
+def test_the_decoder_reads_known_pixels_and_never_those_in_the_hole():
+    net = reader()
+    size = net.config.image_size
+    images, hole = draw(3, 3, size, size), draw(3, 1, size, size, seed=1) < 0.5
+    tokens = net.encode(images)
+    out = net.decode(tokens, images, hole)
+    painted = torch.where(hole, draw(3, 3, size, size, seed=2), images)
+    assert torch.equal(net.decode(tokens, painted, hole), out)
+    assert not torch.equal(net.decode(tokens, torch.where(hole, images, 1 - images), hole), out)
+    everything = torch.ones_like(hole)
+    assert torch.equal(net.decode(tokens, images, everything), net.decode(tokens))
+    assert torch.allclose(net.decode(tokens[1:2], images[1:2], hole[1:2]), out[1:2], atol=1e-5)
+
+
+def test_every_part_of_the_branch_learns():
+    net = reader()
+    size = net.config.image_size
+    images, hole = draw(2, 3, size, size), draw(2, 1, size, size, seed=1) < 0.5
+    tokens = net.encode(images)
+    output, same, loss = net(images, hole, tokens)
+    output.square().mean().backward()
+    assert torch.equal(same, tokens) and float(loss) == 0
+    for name, parameter in net.named_parameters():
+        if name.startswith(("decoder.", "post_quant_conv.")):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        elif not name.startswith("codebook."):
+            assert parameter.grad is None, name
+
+
+def test_the_key_of_the_tokens_ignores_the_decoder_and_survives_float16():
+    net = reader()
+    key = net.tokens_key()
+    with torch.no_grad():
+        for parameter in net.decoder.parameters():
+            parameter.mul_(1.5)
+    assert net.tokens_key() == key == net.half().float().tokens_key()
+    with torch.no_grad():
+        net.quant_conv.weight.mul_(1.5)
+    assert net.tokens_key() != key
