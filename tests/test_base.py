@@ -133,6 +133,19 @@ def test_yaml_cannot_build_python_objects(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "{x: {a: 1, a: 1}}", "- {b: 1, a: 2, 'a': 3}"])
+def test_a_key_that_is_there_twice_is_named(tmp_path, text):
+    with pytest.raises(yaml.YAMLError, match="key 'a' is there twice"):
+        parse_yaml(text)
+    (tmp_path / "twice.yml").write_text(text)
+    with pytest.raises(ValueError, match=r"(?s)twice\.yml: not valid YAML: key 'a' is there twice.*line"):
+        read_yaml(tmp_path / "twice.yml")
+
+
+def test_a_merged_mapping_may_be_overridden():
+    assert parse_yaml("base: &base {a: 1, b: 2}\nmore: {<<: *base, a: 3}")["more"] == {"a": 3, "b": 2}
+
+
 def test_read_yaml_reads_a_mapping(tmp_path):
     (tmp_path / "good.yml").write_text("a: {b: 1e-4}\nname: Käthe\n", encoding="utf-8")
     assert read_yaml(str(tmp_path / "good.yml")) == {"a": {"b": 1e-4}, "name": "Käthe"}

@@ -235,6 +235,8 @@ def test_without_flags_the_config_is_the_files(tiny_config_once):
         (["--batch-size", "many"], "argument --batch-size/--batch_size: invalid int value: 'many'"),
         (["--vqgan_training.epoch", "3"], "vqgan_training.epoch: unknown key"),
         (["--nonsense"], "unknown argument '--nonsense'"),
+        (["--profile", "-1"], "--profile -1: expected a number of steps"),
+        (["--data.memory_mb", "-1"], "data.memory_mb: Input should be greater than or equal to 0, found -1"),
         (["--config", "nowhere.yml"], "nowhere.yml: no such config file"),
     ],
 )

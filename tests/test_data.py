@@ -1,6 +1,7 @@
 """data.py: any picture file becomes the same tensors, masks keep their polarity, what does not fit is named."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from data import (
     ImageFolder,
+    Store,
     file_number,
     list_images,
     open_upright,
@@ -304,6 +306,67 @@ def test_what_is_written_is_read_back(tmp_path, pixels):
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     write_image(tmp_path / "new" / "folder" / "x.png", to_pixels(image))
     assert torch.equal(ImageFolder(tmp_path / "new" / "folder").images, image[None])
+
+
+# --- where they are kept ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_the_pixels_that_memory_gives(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("data.CHUNK", 3)  # 8 pictures: 3, 3 and 2
+    for size in (None, 12):
+        images = [ImageFolder(pictures, size, 2, Store(tmp_path / "cache", memory)).images for memory in (10**6, 0)]
+        assert torch.equal(*images) and torch.equal(images[0], ImageFolder(pictures, size).images)
+        rows = torch.tensor([5, 0, 5, 7])
+        assert torch.equal(images[1][rows], images[0][rows])
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # no temporary file, and none of the size before
+
+
+def test_what_fits_stays_in_memory(tmp_path, pictures):
+    size = 8 * 3 * 16 * 16
+    ImageFolder(pictures, 16, store=Store(tmp_path / "cache", size))
+    assert not (tmp_path / "cache").exists()
+    ImageFolder(pictures, 16, store=Store(tmp_path / "cache", size - 1))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_file_is_made_again_only_where_pictures_changed(tmp_path, pictures, pixels, monkeypatch):
+    store, decoded = Store(tmp_path / "cache", 0), []
+    monkeypatch.setattr("data.read_image", lambda path, size: decoded.append(path) or read_image(path, size))
+
+    def load():
+        decoded.clear()
+        return ImageFolder(pictures, 16, 1, store).images, len(decoded)
+
+    first, count = load()
+    assert count == 8 and load()[1] == 0
+    save(pictures / "image_002.png", pixels[::-1].copy())
+    changed, count = load()
+    assert count == 8 and not torch.equal(changed[2], first[2]) and torch.equal(changed[3], first[3])
+    (pictures / "image_007.png").unlink()
+    assert load()[1] == 7 and len(load()[0]) == 7
+
+
+def test_a_broken_picture_leaves_no_file(tmp_path, pictures):
+    (pictures / "image_006.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"image_006\.png: cannot be read"):
+        ImageFolder(pictures, 16, store=Store(tmp_path / "cache", 0))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
+    """Chunks are written as they come, and a batch is all that is read."""
+
+    def peak(chunks: int) -> int:
+        tracemalloc.start()
+        rows = (np.full((100, 3, 8, 8), index, dtype=np.uint8) for index in range(chunks))
+        kept = Store(tmp_path, 0).keep(f"rows{chunks}", "key", (100 * chunks, 3, 8, 8), rows)
+        assert kept[torch.tensor([0, 100 * chunks - 1])].amax(dim=(1, 2, 3)).tolist() == [0, chunks - 1]
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(2)  # what the first call imports
+    assert peak(200) < 1.5 * peak(10) < 100 * 3 * 8 * 8 * 20
 
 
 # --- the truth --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """training.py: what a step does by hand, `Run`, and what both stages' command lines have in common."""
 
 import itertools
+import json
 import math
+import time
 
 import pytest
 import torch
@@ -273,6 +275,104 @@ def test_n_steps_and_n_more_are_bit_equal_to_2_n(tmp_path, trained, stage, first
     for out, metadata in ((whole, notes), (halves, their_notes)):  # no two files of one VQGAN are alike byte by byte
         assert metadata.pop("vqgan", None) == (file_hash(out / "vqgan.safetensors") if stage == "transformer" else None)
     assert notes == their_notes
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_follows_the_config_of_now(tmp_path, trained, stage):
+    """Learning rate, milestones, gamma and betas, not those of the checkpoint."""
+    arguments = ["--vqgan", str(trained[0] / "vqgan.safetensors")] if stage == "transformer" else []
+    train(stage, trained[1], tmp_path, *arguments, "--epochs", "1", f"--{stage}_training.milestones=[0.5]")
+    changes = {"learning_rate": "0.01", "milestones": "[2.5,3]", "gamma": "0.2", "betas": "[0.5,0.6]"}
+    changes = [f"--{stage}_training.{key}={value}" for key, value in changes.items()]
+    train(stage, trained[1], tmp_path, *arguments, *changes, "--epochs", "4", "--resume")
+    (key,) = checkpoint(tmp_path, stage).keys() & {"optimizer_adam", "optimizer_generator"}
+    (group,) = checkpoint(tmp_path, stage)[key]["param_groups"]
+    assert group["lr"] == pytest.approx(0.01 * 0.2**2) and tuple(group["betas"]) == (0.5, 0.6) and group["fused"]
+    rates = events(tmp_path, stage).Scalars("learning_rate/" + key.removeprefix("optimizer_"))
+    assert {event.step: event.value for event in rates} == pytest.approx(
+        {2: 0.0002, 4: 0.01, 6: 0.002, 8: 0.0004}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_images_and_tokens_in_files_train_the_same_weights(tmp_path, trained, stage):
+    arguments = ["--vqgan", str(trained[0] / "vqgan.safetensors")] if stage == "transformer" else []
+    for megabytes in ("1", "0"):
+        train(stage, trained[1], tmp_path / megabytes, *arguments, "--epochs", "2", "--data.memory_mb", megabytes)
+    assert differences(*(checkpoint(tmp_path / megabytes, stage) for megabytes in "10")) == []
+    names = {path.name.split("-")[0] for path in (tmp_path / "0" / "cache").iterdir()}
+    assert names == ({"train", "val"} if stage == "vqgan" else {"train", "val", "train_tokens", "val_tokens"})
+    assert not (tmp_path / "1" / "cache").exists()
+
+
+def test_the_next_batch_is_fetched_during_a_step_and_waiting_is_logged(tmp_path, tiny_config_once):
+    """A fetch as long as a step: the first is waited for, the others hardly."""
+    run = tiny_run(tmp_path, tiny_config_once, epochs=3.0, batch_size=5)
+    fetched = []
+
+    def fetch(step, indices):
+        time.sleep(0.1)
+        fetched.append((step, indices.tolist()))
+        return step
+
+    def update(step, batch):
+        assert batch == step
+        time.sleep(0.15)
+        return {"loss": torch.tensor(1.0)}
+
+    run.fit(fetch, update, lambda model: {"score": 1.0})
+    assert fetched == [(step, run.indices(step).tolist()) for step in range(6)]
+    log = events(tmp_path, "transformer")
+    (waiting,), (speed,) = (log.Scalars(f"train/{name}") for name in ("waiting", "images_per_second"))
+    assert 0.05 < waiting.value < 0.3 and 10 < speed.value < 5 * 6 / 1.0
+
+
+def test_an_error_in_the_thread_that_fetches_is_raised(tmp_path, tiny_config_once):
+    run = tiny_run(tmp_path, tiny_config_once)
+
+    def fetch(step, indices):
+        if step == 2:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run.fit(fetch, nudge(run), lambda model: {"score": 1.0})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_profile_is_a_trace_of_some_steps_and_training_goes_on(tmp_path, capsys, trained, stage):
+    arguments = ["--vqgan", str(trained[0] / "vqgan.safetensors")] if stage == "transformer" else []
+    train(stage, trained[1], tmp_path, *arguments, "--epochs", "3", "--profile", "2")
+    path = tmp_path / "profile" / f"{stage}_0.pt.trace.json"
+    assert f"profile of 2 steps: {path}" in capsys.readouterr().out and checkpoint(tmp_path, stage)["step"] == 6
+    names = [event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]]
+    assert {name for name in names if name.startswith("ProfilerStep")} == {"ProfilerStep#1", "ProfilerStep#2"}
+    assert "aten::addmm" in names or "aten::convolution" in names
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_compiled_model_trains_and_saves_the_raw_one(tmp_path, monkeypatch, trained, stage):
+    """By a backend that compiles nothing: what is traced is the same arithmetic."""
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", lambda model, sound=torch.compile: compiled.append(model) or sound(model, backend="eager")
+    )
+    arguments = ["--vqgan", str(trained[0] / "vqgan.safetensors")] if stage == "transformer" else []
+    for flag in ("true", "false"):
+        train(stage, trained[1], tmp_path / flag, *arguments, "--epochs", "0.5", f"--{stage}_training.compile={flag}")
+    assert len(compiled) == 2 and isinstance(compiled[1], VQGAN if stage == "vqgan" else Transformer)
+    one, two = (checkpoint(tmp_path / flag, stage)["model"] for flag in ("true", "false"))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(tensor, two[key], atol=1e-4, rtol=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(tmp_path, monkeypatch, capsys, trained):
+    def broken(model):
+        raise RuntimeError("no working C++ compiler\na long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    told = refusal(capsys, "vqgan", trained[1], tmp_path, "--vqgan_training.compile=true")
+    assert told.endswith("error: compile: torch.compile does not work here (no working C++ compiler)\n")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,7 +6,18 @@ import socket
 import pytest
 import torch
 
-from utils import autocast, grid, has_bfloat16, log, mix, pick_device, start_logging
+from utils import (
+    autocast,
+    first_on_machine,
+    grid,
+    has_bfloat16,
+    join_processes,
+    log,
+    mix,
+    pick_device,
+    profile,
+    start_logging,
+)
 
 CPU = torch.device("cpu")
 
@@ -50,6 +61,49 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="--device cuda: this machine has 0 CUDA devices"):
         pick_device("cuda")
+
+
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch):
+    joined, taken = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_: joined.append(backend))
+    assert join_processes("auto") == torch.device("cuda") and not joined  # not started by torchrun
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert join_processes("auto") == torch.device("cuda:1") and taken == [torch.device("cuda:1")]
+    assert join_processes("cpu") == CPU and joined == ["nccl", "gloo"]
+    with pytest.raises(ValueError, match="--device cuda:0: torchrun gives each process a GPU of its own"):
+        join_processes("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="--device cuda:2: this machine has 2 CUDA devices"):
+        join_processes("auto")
+
+
+@pytest.mark.parametrize(("rank", "order"), [("0", ["block", "barrier"]), ("1", ["barrier", "block"])])
+def test_the_first_process_of_a_machine_goes_ahead(monkeypatch, rank, order):
+    seen = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: seen.append("barrier"))
+    with first_on_machine():
+        seen.append("block")
+    assert seen == order
+
+
+def test_one_process_of_many_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    start_logging()
+    log.info("unheard")
+    log.warning("heard")
+    assert capsys.readouterr().out == "heard\n"
+    logging.getLogger().handlers.clear()
+
+
+def test_no_profile_is_made_where_none_is_asked_for(tmp_path):
+    with profile(tmp_path / "trace.json", 0) as step:
+        step()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
