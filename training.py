@@ -228,7 +228,7 @@ class Run:
     def indices(self, step: int) -> Tensor:
         """The examples of a step: a slice of the epoch's permutation."""
         epoch, start = step // self.per_epoch, (step % self.per_epoch) * self.batch
-        if self.order[0] != epoch:  # a million numbers take 20 ms
+        if self.order[0] != epoch:  # a million numbers take 40 ms
             generator = torch.Generator().manual_seed(mix(self.settings.seed, 1, epoch))
             self.order = (epoch, torch.randperm(self.examples, generator=generator))
         return self.order[1][start : start + self.batch]
