@@ -328,8 +328,8 @@ def scaling(config: Config, settings: Settings, quick: bool, ceiling: float | No
         ((1, 8), (1, 5), (100, 1000)) if quick else ((1, 8, 64, 256), (1, 5, 10, 20), (1e3, 1e4, 1e5))
     )
     count = 4 if quick else 16
-    works = {f"inpainting, batch {b}": (b, ours_inpainting, config, b) for b in batches}
-    works |= {f"inpainting, T = {t}": (count, ours_inpainting, config, count, t) for t in steps}
+    works = {f"inpainting, T = 4, batch {b}": (b, ours_inpainting, config, b, 4) for b in batches}
+    works |= {f"inpainting, T = {t}, batch {count}": (count, ours_inpainting, config, count, t) for t in steps}
     works |= {f"stage 2, {r} images cached": (count, ours_stage_2, config, r) for r in rows}
     return compare("scaling", works, settings, 1 if quick else 2, ceiling, memory=not quick)
 

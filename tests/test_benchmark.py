@@ -99,7 +99,7 @@ def test_quick_prints_tables_and_writes_every_repeat(tiny_config_once, tmp_path,
     (line,) = [line for line in printed.splitlines() if "| inpainting |" in line]
     assert f"| {rates[0]:.3g} | 1 | {rates[0] / rates[1]:.2f} |" in line
     assert {"stage 1", "reference stage 1", "stage 2", "reference stage 2", "transformer passes"} <= set(rows)
-    assert {"inpainting, batch 8", "inpainting, T = 5", "stage 2, 1000 images cached"} <= set(rows)
+    assert {"inpainting, T = 4, batch 8", "inpainting, T = 5, batch 4", "stage 2, 1000 images cached"} <= set(rows)
     assert found["machine"]["torch"] == torch.__version__ and found["ceilings_gflop_s"]["float32 product"] > 0
     assert all(row["gflop"] > 0 and min(row["seconds"]) > 0 for row in found["rows"])
 

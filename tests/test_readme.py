@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 import config
 import evaluate
 import fid_score
@@ -17,7 +18,7 @@ import training_vqgan
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = (training_vqgan, training_transformer, inpainting, fid_score, evaluate, masks)
+SCRIPTS = (training_vqgan, training_transformer, inpainting, fid_score, evaluate, benchmark, masks)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python ")]
 
