@@ -167,11 +167,14 @@ def networks(config: Config) -> tuple[VQGAN, Transformer]:
     )
 
 
-def ours_inpainting(config: Config, settings: Settings, count: int, batch: int = 64, steps: int = STEPS) -> Callable:
+def ours_inpainting(
+    config: Config, settings: Settings, count: int, batch: int | None = None, steps: int = STEPS
+) -> Callable:
     """inpainting.py's own loop on `count` images, PNG files included."""
     inpainter = Inpainter(*networks(config), config.decoding, settings.device, settings.precision, settings.compiled)
     inputs, folder = faces(count, inpainter.size), tempfile.mkdtemp()
     decoding = config.decoding.model_copy(update={"total_iter": steps, "sweet_spot": steps})
+    batch = batch or (8 if settings.device == "cpu" else 64)
     args = build_parser().parse_args(["--out", folder, "--grids", "0", "--batch-size", str(batch)])
     return partial(run, inpainter, inputs, args, decoding)
 
@@ -218,7 +221,7 @@ def transformer_passes(config: Config, settings: Settings, count: int) -> Callab
 
 def training_config(config: Config, settings: Settings, batch: int) -> Config:
     perceptual = {"weights": settings.perceptual} | ({} if settings.perceptual else {"weight": 0.0})
-    shared = {"precision": settings.precision, "batch_size": batch, "accumulate": 1}
+    shared = {"precision": settings.precision, "batch_size": batch}
     changes = {
         "vqgan_training": shared | {"perceptual": config.vqgan_training.perceptual.model_copy(update=perceptual)},
         "transformer_training": shared,
@@ -324,10 +327,9 @@ def compare(
 
 def scaling(config: Config, settings: Settings, quick: bool, ceiling: float | None) -> list[Row]:
     """How cost grows with the batch, the iterations and the number of cached images."""
-    batches, steps, rows = (
-        ((1, 8), (1, 5), (100, 1000)) if quick else ((1, 8, 64, 256), (1, 5, 10, 20), (1e3, 1e4, 1e5))
-    )
-    count = 4 if quick else 16
+    batches, steps, rows, count = (1, 8, 64, 256), (1, 5, 10, 20), (1000, 10_000, 100_000), 16
+    if quick:
+        batches, steps, rows, count = (1, 8), (1, 5), (100, 1000), 4
     works = {f"inpainting, T = 4, batch {b}": (b, ours_inpainting, config, b, 4) for b in batches}
     works |= {f"inpainting, T = {t}, batch {count}": (count, ours_inpainting, config, count, t) for t in steps}
     works |= {f"stage 2, {r} images cached": (count, ours_stage_2, config, r) for r in rows}

@@ -33,7 +33,7 @@ from metrics import hole_psnr
 from models.base import file_hash, read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from utils import autocast, log, pick_device, profile, start_logging
+from utils import autocast, log, memory_format, pick_device, profile, start_logging
 
 PRETRAINED = ROOT / "pretrained" / "cats64"
 
@@ -64,7 +64,8 @@ class Inpainter:
         if made != taken:
             raise ValueError(f"(tokens, codes): the VQGAN makes {made}, the transformer takes {taken}")
         self.device, self.precision, self.decoding = pick_device(device), precision, decoding
-        self.vqgan = vqgan.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.layout = memory_format(self.device, precision)
+        self.vqgan = vqgan.to(self.device, memory_format=self.layout).eval().requires_grad_(False)
         self.transformer = transformer.to(self.device).eval().requires_grad_(False)
         self.size = vqgan.config.image_size
         if compiled:
@@ -96,7 +97,7 @@ class Inpainter:
     def encode(self, images: Tensor, hole: Tensor) -> Tensor:
         """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32."""
         grey = images.masked_fill(hole, GREY)
-        return self.vqgan.encode(to_float(grey).to(self.device, memory_format=torch.channels_last))
+        return self.vqgan.encode(to_float(grey).to(self.device, memory_format=self.layout))
 
     def predict(self, tokens: Tensor) -> Tensor:
         """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
@@ -106,7 +107,7 @@ class Inpainter:
     @torch.no_grad()
     def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
         """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
-        known = to_float(images).to(self.device, memory_format=torch.channels_last)
+        known = to_float(images).to(self.device, memory_format=self.layout)
         with autocast(self.device, self.precision):
             return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()
 
@@ -274,7 +275,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")
     add_flag(how, "--margin", type=int, default=0, help="rings of tokens hidden around the hole (default: 0)")
     run_time = parser.add_argument_group("running")
-    add_flag(run_time, "--batch-size", type=int, default=32, help="images at once (default: 32)")
+    add_flag(run_time, "--batch-size", type=int,
+             help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip
     add_flag(run_time, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_flag(run_time, "--num-workers", type=int, default=4, help="threads that read images (default: 4)")
     add_flag(run_time, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
@@ -304,7 +306,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
-    if args.batch_size < 1 or min(args.seed, args.margin, args.grids, args.profile) < 0:
+    if args.batch_size == 0 or min(args.batch_size or 0, args.seed, args.margin, args.grids, args.profile) < 0:
         parser.error("--batch-size must be at least 1, --seed, --margin, --grids and --profile at least 0")
     try:
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
@@ -314,6 +316,7 @@ def main(argv: list[str] | None = None) -> None:
             inputs = Folders(*paths, inpainter.size, args.num_workers)
         else:
             inputs = chelsea(inpainter.size)
+        args.batch_size = args.batch_size or (8 if inpainter.device.type == "cpu" else 64)
         args.out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         tallies = run(inpainter, inputs, args, decoding)

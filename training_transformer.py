@@ -4,7 +4,6 @@ python training_transformer.py --config configs/cats64.yml
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,8 +153,6 @@ def frozen_vqgan(path: str | None, folder: Path, config: Config) -> VQGAN:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; see --help."""
-    # oneDNN keeps 1024 kernels of megabytes each, and on a CPU every new number of hidden tokens makes more
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     start_logging()
     parser = training_parser(__doc__, "transformer_training")
     parser.add_argument("--vqgan", help="weights of stage 1, e.g. VQGAN.pt (default: vqgan.safetensors in --out)")

@@ -19,7 +19,7 @@ from models.perceptual import Perceptual
 from models.processes import summed, world
 from models.vqgan import VQGAN
 from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
-from utils import autocast, grid, join_processes, leave_processes, log, mix, start_logging
+from utils import autocast, grid, join_processes, leave_processes, log, memory_format, mix, start_logging
 
 NEAR = 32  # the codes that token noise draws from
 
@@ -33,7 +33,7 @@ def random_crops(
         return images, truth
     top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in (height, width))
     window = (..., slice(top, top + size), slice(left, left + size))
-    return tuple(x[window].contiguous(memory_format=torch.channels_last) for x in (images, truth))
+    return images[window], truth[window]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,8 @@ class Stage1:
     def __init__(self, config: Config, device: torch.device, train: Tensor, val: Tensor):
         self.settings, self.flip, self.device = config.vqgan_training, config.data.flip, device
         self.train, self.val = train, val[: self.settings.validate_on or None]
-        self.model = VQGAN(config.vqgan).to(device, memory_format=torch.channels_last)
+        self.layout = memory_format(device, self.settings.precision)
+        self.model = VQGAN(config.vqgan).to(device, memory_format=self.layout)
         if self.settings.init:
             start_from(self.model, self.settings.init, new=("decoder.known.", "decoder.joins."))
         self.holes = self.val_hole = None
@@ -72,11 +73,9 @@ class Stage1:
         rate, betas = self.settings.learning_rate, self.settings.betas
         self.optimizer = torch.optim.Adam(self.parameters, rate, betas, fused=True)
         perceptual, gan = self.settings.perceptual, self.settings.adversarial
-        channels_last = {"device": device, "memory_format": torch.channels_last}
-        self.perceptual = (
-            Perceptual(perceptual.net, perceptual.weights).to(**channels_last) if perceptual.weight else None
-        )
-        self.discriminator = PatchDiscriminator(gan.width, gan.layers).to(**channels_last) if gan.weight else None
+        place = {"device": device, "memory_format": self.layout}
+        self.perceptual = Perceptual(perceptual.net, perceptual.weights).to(**place) if perceptual.weight else None
+        self.discriminator = PatchDiscriminator(gan.width, gan.layers).to(**place) if gan.weight else None
         self.optimizers, self.modules = {"generator": self.optimizer}, {}
         if self.discriminator:
             self.critic = parallel(self.discriminator)  # for its own update; the generator's moves no discriminator
@@ -86,8 +85,8 @@ class Stage1:
         self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
 
     def images(self, source: Tensor) -> Tensor:
-        """uint8 -> float in [0, 1] on the device, channels last."""
-        return to_float(source.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+        """uint8 -> float in [0, 1] on the device."""
+        return to_float(source.to(self.device, non_blocking=True)).contiguous(memory_format=self.layout)
 
     def reconstruction_loss(
         self, output: Tensor, shown: Tensor, images: Tensor, crop: int, generator: torch.Generator | None = None

@@ -15,6 +15,9 @@ from torch import Tensor
 
 log = logging.getLogger("maskgit")
 
+# oneDNN keeps 1024 kernels of megabytes each, and on a CPU every new number of hidden tokens makes more of them
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 
 def start_logging() -> None:
     """Plain lines on standard output; of torchrun's processes the first alone speaks, the others warn."""
@@ -105,10 +108,21 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported()  # so have all processors with AMX
 
 
+def uses_bfloat16(device: torch.device, precision: str) -> bool:
+    """What `precision` (auto, float32 or bfloat16) means there."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
 def autocast(device: torch.device, precision: str = "auto"):
     """A context of mixed precision: `precision` is auto, float32 or bfloat16."""
-    wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    wanted = uses_bfloat16(device, precision)
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
+    """The faster layout for convolutions: channels last, but for float32 on a CPU (0.8 of the speed in training)."""
+    fast = device.type == "cuda" or uses_bfloat16(device, precision)
+    return torch.channels_last if fast else torch.contiguous_format
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = (training_vqgan, training_transformer, inpainting, fid_score, evaluate, benchmark, masks)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python ")]
+LAB = re.findall(r"^python .*", (ROOT / "docs" / "lab.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+SHELL = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = LAB + [line for line in SHELL if line.startswith("python ")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda module: module.__name__)
