@@ -34,7 +34,8 @@ from torchvision.utils import save_image
 
 from config import ROOT, Config, add_flag, load_config
 from data import to_float
-from inpainting import Inpainter, build_parser, run
+from inpainter import Inpainter
+from inpainting import build_parser, run
 from inputs import GREY, Inputs, chelsea
 from masks import make_holes, schedule, to_hidden
 from models.transformer import Transformer

@@ -65,6 +65,7 @@ class TrainingConfig(Settings):
     validate_every: float = Field(1.0, gt=0, description="epochs")
     validate_on: int = Field(0, ge=0, description="validation images looked at; 0: all")
     save_every: int = Field(200, ge=1, description="steps between two checkpoints to resume from")
+    keep: Literal["best", "last"] = Field("best", description="weights to save: a GAN has no best loss")
     init: str | None = Field(None, description="weights file to start from")
     compile: bool = Field(False, description="torch.compile the model: minutes to start, then faster steps")
 
@@ -73,6 +74,14 @@ class TrainingConfig(Settings):
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
         return self
+
+
+class GuessesConfig(Settings):
+    """Stage 1b: a transformer of these tokens guesses hidden ones, as it will when inpainting."""
+
+    transformer: str | None = Field(None, description="its weights file; null: hidden tokens are the true ones")
+    share: float = Field(0.5, ge=0, le=1, description="of the images of a step; the others keep their true tokens")
+    total_iter: int = Field(4, ge=1, description="iterations of its decoding, otherwise as `decoding` says")
 
 
 class VQGANTrainingConfig(TrainingConfig):
@@ -86,6 +95,7 @@ class VQGANTrainingConfig(TrainingConfig):
     token_noise: float = Field(
         0.0, ge=0, le=1, description="with holes: at most this share of an image's hidden tokens takes a similar code"
     )
+    guesses: GuessesConfig = GuessesConfig()
 
 
 class TransformerTrainingConfig(TrainingConfig):
@@ -116,6 +126,8 @@ class Config(Settings):
         if self.vqgan_training.holes and not (self.vqgan.decoder.known_width and self.vqgan_training.init):
             raise ValueError("vqgan_training.holes trains a decoder that reads known pixels on top of a trained VQGAN: "
                              "set vqgan.decoder.known_width and vqgan_training.init")  # fmt: skip
+        if self.vqgan_training.guesses.transformer and not self.vqgan_training.holes:
+            raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
         if self.transformer.tokens != self.vqgan.grid**2:
             raise ValueError(f"transformer.tokens {self.transformer.tokens}: the VQGAN makes {self.vqgan.grid**2}")
         return self

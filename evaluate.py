@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from config import add_flag
 from data import list_images, read_holes, read_truth, to_float, to_pixels
-from inpainting import GREY, PRETRAINED, Inpainter
+from inpainter import PRETRAINED, Inpainter
+from inputs import GREY
 from masks import FAMILIES, composite, make_holes
 from metrics import Moments, VGG16Features, code_usage, frechet_distance, hole_psnr, psnr
 from models.perceptual import Perceptual

@@ -2,8 +2,8 @@
 
 Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
 is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
-In the folder of a run: NAME.safetensors (the best averaged weights, all that inference needs), NAME_last.pt (everything
-that --resume needs), tensorboard/, and with them cache/ (see data.Store) and profile/ (--profile).
+In the folder of a run: NAME.safetensors (the averaged weights, best or last: all that inference needs), NAME_last.pt
+(everything that --resume needs), tensorboard/, and with them cache/ (see data.Store) and profile/ (--profile).
 """
 
 import contextlib
@@ -322,7 +322,8 @@ class Run:
         self._log(writer, "val", figures)
         numbers = {key: f"{value:.4f}" for key, value in figures.items() if isinstance(value, float)}
         log.info(f"step {self.step}/{self.steps}  " + "  ".join(f"{key} {value}" for key, value in numbers.items()))
-        if figures["score"] < self.best:
-            self.best = figures["score"]
+        better = figures["score"] < self.best
+        self.best = min(self.best, figures["score"])
+        if better or self.settings.keep == "last":
             notes = {**self.notes, "step": str(self.step), "seed": str(self.settings.seed), **numbers}
             save_weights(self.weights, self.ema.module, self.model.config, **notes)

@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 2: {counts}, on {world()} x {device.type}")
     run.fit(stage.fetch, stage.update, stage.validate, args.profile)
-    log.info(f"best weights: {run.weights}")
+    log.info(f"weights: {run.weights}")
     leave_processes()
 
 

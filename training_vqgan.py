@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from config import Config, parse_training, training_parser
 from data import to_float, to_uint8
+from decoding import fill
 from masks import HoleMixture, composite, make_holes, to_hidden
 from metrics import code_usage, hole_psnr, psnr
 from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
 from models.perceptual import Perceptual
 from models.processes import summed, world
+from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
 from utils import autocast, grid, join_processes, leave_processes, log, memory_format, mix, start_logging
@@ -43,13 +45,14 @@ class Piece:
     images: Tensor  # (b, 3, H, W) uint8
     hole: Tensor | None  # (b, 1, H, W) bool, in stage 1b
     swaps: Tensor | None  # (b, n) long, in stage 1b: which of the codes near its own a token takes, -1: its own
+    seeds: Tensor | None  # (b) long, in stage 1b: those of the images whose hidden tokens are guessed, -1: none are
 
 
 class Stage1:
     """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
 
     With `holes` (stage 1b) encoder and codebook are frozen, so the tokens stay what they are; the decoder sees the
-    known pixels and tokens that are a little wrong, as guessed ones are. LPIPS and GAN look at the composite.
+    known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the composite.
     """
 
     def __init__(self, config: Config, device: torch.device, train: Tensor, val: Tensor):
@@ -68,6 +71,14 @@ class Stage1:
                 frozen.requires_grad_(False)
             vectors = self.model.codebook.vectors()
             self.near = torch.cdist(vectors, vectors).topk(min(NEAR + 1, self.codes), largest=False).indices[:, 1:]
+        guesses, self.transformer = self.settings.guesses, None
+        if guesses.transformer:
+            self.transformer = Transformer.load(guesses.transformer).to(device)
+            made, taken = (config.transformer.tokens, self.codes), self.transformer.config
+            if made != (taken.tokens, taken.codes):
+                raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
+            iterations = {"total_iter": guesses.total_iter, "sweet_spot": guesses.total_iter}
+            self.decoding = config.decoding.model_copy(update=iterations)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas
@@ -107,7 +118,7 @@ class Stage1:
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
         mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
         count = self.settings.accumulate
-        holes, swaps = [None] * count, [None] * count
+        holes, swaps, seeds = ([None] * count for _ in range(3))
         if self.holes:
             holes = cut(self.holes(len(indices), generator), count)
             shape = (len(indices), self.model.config.grid**2)
@@ -115,26 +126,43 @@ class Stage1:
             swapped = torch.rand(shape, generator=generator) < shares
             choices = torch.randint(self.near.shape[1], shape, generator=generator)
             swaps = cut(choices.masked_fill(~swapped, -1), count)
+        if self.transformer:
+            guessed = torch.rand(len(indices), generator=generator) < self.settings.guesses.share
+            drawn = torch.randint(2**31, (len(indices),), generator=generator)
+            seeds = cut(drawn.masked_fill(~guessed, -1), count)
         pieces = []
-        for rows, flips, *rest in zip(cut(indices, count), cut(mirrored, count), holes, swaps, strict=True):
+        for rows, flips, *rest in zip(cut(indices, count), cut(mirrored, count), holes, swaps, seeds, strict=True):
             images = self.train[rows]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
             pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in (images, *rest))))
         return pieces
 
     def decoded(
-        self, network: nn.Module, images: Tensor, hole: Tensor | None, swaps: Tensor | None = None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        hole: Tensor | None,
+        swaps: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Images (b, 3, H, W) -> the decoder's output, what is shown of it, tokens (b, n), codebook loss ()."""
+        """Images (b, 3, H, W) -> the decoder's output, what is shown of it, tokens (b, n), codebook loss ().
+
+        `swaps` and `seeds` as in `Piece`.
+        """
         if hole is None:
             output, tokens, loss = network(images)
             return output.float(), output.float(), tokens, loss
         with torch.no_grad(), autocast(self.device, "float32"):
             tokens = self.model.encode(images)
+        hidden = to_hidden(hole, self.model.config.grid)
         if swaps is not None:
-            swapped = to_hidden(hole, self.model.config.grid) & (swaps >= 0)
+            swapped = hidden & (swaps >= 0)
             similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
             tokens = torch.where(swapped, similar, tokens)
+        if seeds is not None and (guessed := seeds >= 0).any():
+            with autocast(self.device, self.settings.precision):
+                tokens[guessed] = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed],
+                                       self.transformer.mask_id, self.decoding, seeds[guessed].tolist())  # fmt: skip
         output, tokens, loss = network(images, hole, tokens)
         return output.float(), composite(output.float(), images, hole), tokens, loss
 
@@ -145,9 +173,11 @@ class Stage1:
         crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
         for piece in pieces_of(self.network, pieces):
             images = self.images(piece.images)
-            hole, swaps = (x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps))
+            hole, swaps, seeds = (
+                x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps, piece.seeds)
+            )
             with autocast(self.device, self.settings.precision):
-                output, shown, tokens, codebook = self.decoded(self.network, images, hole, swaps)
+                output, shown, tokens, codebook = self.decoded(self.network, images, hole, swaps, seeds)
                 loss, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
                 if adversarial:
                     fooled = generator_loss(self.discriminator(shown).float())
@@ -182,13 +212,17 @@ class Stage1:
         return total
 
     def validate(self, model: nn.Module) -> dict:
-        """Mean loss, PSNR in dB (stage 1b: in thick holes), LPIPS and the share of codes used; a few pictures."""
+        """Mean loss, PSNR in dB, LPIPS and the share of codes used; a few pictures.
+
+        In stage 1b: of thick holes, their tokens guessed where a transformer is given.
+        """
         sums, tokens, pictures = {}, [], []
         holes = [None] * len(self.val.split(64)) if self.val_hole is None else self.val_hole.split(64)
         for source, hole in zip(self.val.split(64), holes, strict=True):
             images, hole = self.images(source), hole if hole is None else hole.to(self.device)
             with autocast(self.device, self.settings.precision):
-                output, shown, ids, _ = self.decoded(model, images, hole)
+                seeds = torch.arange(len(source), device=self.device) if self.transformer else None
+                output, shown, ids, _ = self.decoded(model, images, hole, seeds=seeds)
                 loss, parts = self.reconstruction_loss(output.clamp(0, 1), shown.clamp(0, 1), images, crop=0)
             shown = shown.clamp(0, 1)
             quality = psnr(shown, images) if hole is None else hole_psnr(shown, images, hole)
@@ -223,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 1: {counts}, on {world()} x {device.type}")
     run.fit(stage.fetch, stage.update, stage.validate, args.profile)
-    log.info(f"best weights: {run.weights}")
+    log.info(f"weights: {run.weights}")
     leave_processes()
 
 

@@ -21,7 +21,8 @@ import inpainting
 import metrics
 from data import to_float
 from decoding import DecodingConfig
-from inpainting import GREY, Inpainter
+from inpainter import Inpainter
+from inputs import GREY
 from masks import FAMILIES, make_holes, to_hidden
 from models.base import file_hash, save_weights
 from models.transformer import Transformer, TransformerConfig

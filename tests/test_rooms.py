@@ -10,20 +10,21 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
 
 ALLOWED = {  # "models" allows every file of the folder
-    "benchmark": "config data inpainting inputs masks models training_transformer training_vqgan utils",
+    "benchmark": "config data inpainter inpainting inputs masks models training_transformer training_vqgan utils",
     "config": "decoding models",
     "data": "models.base",
     "decoding": "masks models.base",
     "drawing": "data decoding inputs utils",
-    "evaluate": "config data inpainting masks metrics models utils",
+    "evaluate": "config data inpainter inputs masks metrics models utils",
     "fid_score": "config data metrics models.base utils",
-    "inpainting": "config data decoding drawing inputs masks metrics models utils",
+    "inpainter": "config data decoding inputs masks models utils",
+    "inpainting": "config data decoding drawing inpainter inputs masks metrics models utils",
     "inputs": "data masks",
     "masks": "data",
     "metrics": "models.base models.perceptual",
     "training": "config data models.base models.processes utils",
     "training_transformer": "config data decoding masks models training utils",
-    "training_vqgan": "config data masks metrics models training utils",
+    "training_vqgan": "config data decoding masks metrics models training utils",
     "utils": "",
 }
 LAZY = {"masks": {"data"}}  # only inside a function: importing the room must not load these
