@@ -140,12 +140,20 @@ class Sheets:
     """Pictures of the iterations of a few images: OUT/imga, OUT/mask_scheduling and a row each of OUT/overview.png;
     OUT/animation where `animate` says so.
 
-    `decode` takes tokens (b, n), images and hole to uint8 images (b, 3, H, W); `shown` numbers the images of the run
-    that are drawn.
+    `decode` takes tokens (b, n), images and hole to uint8 images (b, 3, H, W); `blank` (1, n) are the tokens of nothing
+    but grey, which stand where a token is hidden; `shown` numbers the images of the run that are drawn.
     """
 
-    def __init__(self, decode: Callable[[Tensor, Tensor, Tensor], Tensor], out: Path, shown: list[int], animate=False):
-        self.decode, self.out, self.shown, self.animate, self.overview = decode, out, shown, animate, []
+    def __init__(
+        self,
+        decode: Callable[[Tensor, Tensor, Tensor], Tensor],
+        blank: Tensor,
+        out: Path,
+        shown: list[int],
+        animate: bool = False,
+    ):
+        self.decode, self.blank, self.out, self.shown = decode, blank, out, shown
+        self.animate, self.overview = animate, []
 
     def rows(self, start: int, count: int) -> list[int]:
         """Which of the `count` images of a batch are drawn."""
@@ -155,7 +163,8 @@ class Sheets:
         """What the tokens of the images `rows` look like after an iteration, (r, 3, H, W) uint8, and which of them
         are hidden, (r, n): there the pictures mean nothing."""
         hidden = state.hidden[rows]
-        return self.decode(state.tokens[rows].masked_fill(hidden, 0), batch.images[rows], batch.hole[rows]), hidden
+        tokens = torch.where(hidden, self.blank, state.tokens[rows])
+        return self.decode(tokens, batch.images[rows], batch.hole[rows]), hidden
 
     def write(
         self, batch: Inputs, hidden: Tensor, results: Tensor, rows: list[int], history: list[tuple[Tensor, Tensor]]

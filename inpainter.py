@@ -198,4 +198,5 @@ class Inpainter:
 
 
 def _one_line(error: pydantic.ValidationError) -> str:
-    return explain(error, DecodingConfig).replace("\n", "; ")
+    text = explain(error, DecodingConfig).replace("\n", "; ")
+    return text.replace("Value error, ", "").removeprefix("config: ")  # pydantic's words, and where there is no key

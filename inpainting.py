@@ -106,8 +106,10 @@ def run(
 
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
-    sheets, tallies = Sheets(inpainter.decode, args.out, drawn(inputs.groups, args.grids), args.animate), {}
-    codes = inpainter.vqgan.config.codebook.codes
+    everything = torch.ones(1, 1, inpainter.size, inpainter.size, dtype=torch.bool)
+    blank = inpainter.encode(torch.zeros_like(everything, dtype=torch.uint8).repeat(1, 3, 1, 1), everything)
+    sheets = Sheets(inpainter.decode, blank, args.out, drawn(inputs.groups, args.grids), args.animate)
+    codes, tallies = inpainter.vqgan.config.codebook.codes, {}
     with (
         tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
         ThreadPoolExecutor(2) as writers,

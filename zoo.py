@@ -40,6 +40,7 @@ def _sum(values: list[float], unit: str) -> str:
 
 
 def _first_words(card: Path) -> str:
-    """The first line of a model card that is no heading."""
+    """The first line of a model card that is no heading, up to its first full stop."""
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "no model card")
+    first = next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "no model card")
+    return first.partition(". ")[0].rstrip(".")

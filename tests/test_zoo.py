@@ -23,7 +23,7 @@ def test_a_folder_has_its_sizes_its_parameters_and_the_first_words_of_its_card(s
     assert head.split() == ["--checkpoint", "pictures", "tokens", "parameters", "files"]
     assert line.split()[:6] == [str(shelf / "cats"), "16x16", "4x4", "of", "32", "codes"]
     assert "{:.1f} + {:.1f} M ".format(*parameters) in line and line.endswith("{:.1f} + {:.1f} MB".format(*sizes))
-    assert card == "    Fills holes in cats. Two files."
+    assert card == "    Fills holes in cats"
 
 
 def test_names_are_relative_to_the_current_folder_and_a_card_may_be_missing(shelf, monkeypatch):
