@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_runs import IMAGES, TRAIN, VAL, events, gradients, step
+from training_runs import IMAGES, TRAIN, VAL, events, gradients, step, train
 
 import training_vqgan
 from config import load_config
 from data import to_float
+from decoding import fill
 from masks import make_holes, to_hidden
 from metrics import psnr
+from models.base import read_weights, save_weights
+from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import apply_gradients
 from training_vqgan import Stage1, random_crops
@@ -256,3 +259,39 @@ def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
 def test_stage_1b_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
     with pytest.raises(ValueError, match=r"known_width and vqgan_training\.init"):
         load_config(tiny_config_once, {"vqgan_training.holes": {"box": 1.0}})
+
+
+def test_guessed_tokens_are_the_transformers_and_only_where_hidden(stage1b, trained):
+    guesses = {"transformer": str(trained[0] / "transformer.safetensors"), "share": 0.5, "total_iter": 2}
+    stage = stage1b(**{"vqgan_training.guesses": guesses})
+    images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
+    tokens, hidden = stage.model.encode(images), to_hidden(hole, 4)
+    seeds = torch.arange(len(TRAIN)).masked_fill(torch.arange(len(TRAIN)) % 2 == 0, -1)
+    _, shown, found, _ = stage.decoded(stage.model, images, hole, seeds=seeds)
+    assert torch.equal(found[::2], tokens[::2]) and torch.equal(found[~hidden], tokens[~hidden])
+    transformer = stage.transformer
+    wanted = fill(transformer.of_hidden, tokens[1::2], hidden[1::2], transformer.mask_id, stage.decoding, [1, 3, 5, 7])
+    assert torch.equal(found[1::2], wanted) and not torch.equal(wanted, tokens[1::2])
+    known = ~hole.expand_as(images)
+    assert torch.equal(shown[known], images[known])
+    first, again = (stage.fetch(3, torch.arange(8))[0].seeds for _ in range(2))
+    assert torch.equal(first, again) and 0 < (first >= 0).sum() < 8
+    assert {"loss", "l1"} <= set(step(stage, 3, 4)) and not any(p.requires_grad for p in transformer.parameters())
+
+
+def test_guesses_need_holes_and_a_transformer_that_fits(stage1b, trained, tiny_config_once, tmp_path):
+    guesses = {"vqgan_training.guesses.transformer": str(trained[0] / "transformer.safetensors")}
+    with pytest.raises(ValueError, match=r"set vqgan_training\.holes"):
+        load_config(tiny_config_once, guesses)
+    small = load_config(tiny_config_once, {"vqgan.codebook.codes": 8, "transformer.codes": 8}).transformer
+    save_weights(tmp_path / "small.safetensors", Transformer(small), small)
+    with pytest.raises(ValueError, match=r"small\.safetensors: \(tokens, codes\) \(16, 8\), expected \(16, 16\)"):
+        stage1b(**{"vqgan_training.guesses.transformer": str(tmp_path / "small.safetensors")})
+
+
+def test_a_gan_keeps_its_last_weights_and_others_their_best(tiny_config_once, tmp_path, monkeypatch):
+    scores = iter([1.0, 2.0] * 2)
+    monkeypatch.setattr(Stage1, "validate", lambda self, model: {"score": next(scores)})
+    for keep, step_kept in (("best", "2"), ("last", "4")):
+        out = train("vqgan", tiny_config_once, tmp_path / keep, "--epochs", "2", f"--vqgan_training.keep={keep}")
+        assert read_weights(out / "vqgan.safetensors")[1]["step"] == step_kept
