@@ -5,6 +5,7 @@ Every conversion of value range and polarity happens here, once:
   hole    bool (N, 1, H, W), True = missing; on disk 0 = hole, 255 = known (as in the lab)
 """
 
+import contextlib
 import csv
 import hashlib
 import math
@@ -68,13 +69,19 @@ def pair(images: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
     return list(zip(images, masks, strict=True))
 
 
-def open_upright(path) -> Image.Image:
-    """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
+@contextlib.contextmanager
+def readable(path) -> Iterator[None]:
+    """What Pillow raises inside, while it reads, becomes a ValueError naming the file."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
+        yield
     except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def open_upright(path) -> Image.Image:
+    """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
+    with readable(path), Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture)
 
 
 def to_mode(picture: Image.Image, mode: str) -> Image.Image:
