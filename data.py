@@ -44,14 +44,14 @@ def file_number(path: Path) -> int | None:
     return int(digits[-1]) if digits else None
 
 
-def list_images(folder) -> list[Path]:
+def list_images(folder, suffixes=frozenset(EXTENSIONS)) -> list[Path]:
     """The picture files of `folder`, by number, then by name. Raises ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
-        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(suffixes))})")
     return sorted(files, key=lambda path: (file_number(path) or 0, path.name))
 
 
@@ -102,7 +102,8 @@ def _as_image(picture: Image.Image, size: int | None) -> np.ndarray:
     return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
 
 
-def _as_hole(picture: Image.Image, size: int | None) -> np.ndarray:
+def to_hole(picture: Image.Image, size: int | None = None) -> np.ndarray:
+    """bool (H, W) of an upright mask, as `read_hole` gives it."""
     picture = to_mode(picture, "L")
     return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
 
@@ -114,7 +115,7 @@ def read_image(path, size: int | None = None) -> np.ndarray:
 
 def read_hole(path, size: int | None = None) -> np.ndarray:
     """bool (H, W), True = missing: the mask's pixels darker than 128, cropped and resized as `read_image` does."""
-    return _as_hole(open_upright(path), size)
+    return to_hole(open_upright(path), size)
 
 
 def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +124,7 @@ def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndar
     first, second = ("{}x{}".format(*picture.size) for picture in pictures)
     if first != second:
         raise ValueError(f"{image} is {first}, its mask {mask} {second}: they must be equal")
-    return _as_image(pictures[0], size), _as_hole(pictures[1], size)
+    return _as_image(pictures[0], size), to_hole(pictures[1], size)
 
 
 def write_image(path, pixels: np.ndarray) -> None:

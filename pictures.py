@@ -220,11 +220,6 @@ def format_of(path) -> Format:
     return FORMATS[suffix]
 
 
-def lossless_suffix(picture: Picture) -> str:
-    """.png, or .tif for what PNG cannot hold."""
-    return ".png" if picture.mode in FORMATS[".png"].modes else ".tif"
-
-
 def write_picture(path, picture: Picture) -> list[str]:
     """Writes `picture` in the format of the suffix, in its mode where that format has it; the folder is made.
 
