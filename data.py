@@ -97,25 +97,26 @@ def square(picture: Image.Image, size: int, resample: Image.Resampling) -> Image
     return picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size), resample)
 
 
-def _as_image(picture: Image.Image, size: int | None) -> np.ndarray:
+def as_image(picture: Image.Image, size: int | None = None) -> np.ndarray:
+    """uint8 (H, W, 3): RGB, the centre square resized (Lanczos) to `size` unless that is None."""
     picture = to_mode(picture, "RGB")
     return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
 
 
-def to_hole(picture: Image.Image, size: int | None = None) -> np.ndarray:
-    """bool (H, W) of an upright mask, as `read_hole` gives it."""
+def as_hole(picture: Image.Image, size: int | None = None) -> np.ndarray:
+    """bool (H, W), True = missing: the pixels darker than 128, cropped and resized as `as_image` does."""
     picture = to_mode(picture, "L")
     return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
 
 
 def read_image(path, size: int | None = None) -> np.ndarray:
-    """uint8 (H, W, 3): RGB, upright, centre-cropped and resized (Lanczos) to `size` unless that is None."""
-    return _as_image(open_upright(path), size)
+    """`as_image` of a file, upright."""
+    return as_image(open_upright(path), size)
 
 
 def read_hole(path, size: int | None = None) -> np.ndarray:
-    """bool (H, W), True = missing: the mask's pixels darker than 128, cropped and resized as `read_image` does."""
-    return to_hole(open_upright(path), size)
+    """`as_hole` of a mask's file, upright."""
+    return as_hole(open_upright(path), size)
 
 
 def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -124,13 +125,20 @@ def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndar
     first, second = ("{}x{}".format(*picture.size) for picture in pictures)
     if first != second:
         raise ValueError(f"{image} is {first}, its mask {mask} {second}: they must be equal")
-    return _as_image(pictures[0], size), to_hole(pictures[1], size)
+    return as_image(pictures[0], size), as_hole(pictures[1], size)
 
 
 def write_image(path, pixels: np.ndarray) -> None:
     """Writes uint8 (H, W) or (H, W, 3) as a picture; the folder is made where it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def write_animation(path, frames: Tensor, milliseconds: list[int]) -> None:
+    """Writes uint8 frames (T, 3, H, W), each shown for its `milliseconds`, as an endless animation (WebP, GIF)."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = (Image.fromarray(to_pixels(frame)) for frame in frames)
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, lossless=True)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

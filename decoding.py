@@ -54,6 +54,16 @@ class DecodingConfig(Settings):
             raise ValueError(f"sweet_spot = {self.sweet_spot} must be at most total_iter = {self.total_iter}")
         return self
 
+    def changed(self, **options) -> "DecodingConfig":
+        """These settings with the `options` that are not None; total_iter alone moves the sweet spot with it.
+
+        Raises pydantic.ValidationError, a ValueError.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if "total_iter" in given:
+            given.setdefault("sweet_spot", given["total_iter"])
+        return DecodingConfig.model_validate(self.model_dump() | given)
+
 
 @dataclass(frozen=True, eq=False)
 class State:

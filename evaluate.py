@@ -136,7 +136,7 @@ def inpaint(inpainter: Inpainter, images: Tensor, hole: Tensor, seed: int) -> tu
     done = []
     for start in range(0, len(images), BATCH):
         window = slice(start, start + BATCH)
-        done.append(inpainter(images[window], hole[window], seed * len(images) + start))
+        done.append(inpainter(images[window], hole[window], seed=seed * len(images) + start))
     return torch.cat([part.images for part in done]), torch.cat([part.raw for part in done])
 
 

@@ -1,26 +1,31 @@
 """`Inpainter`: a trained VQGAN and transformer that fill the holes of images.
 
-    Inpainter.from_pretrained("pretrained/cats64")(images, hole)
+    filled = Inpainter.from_pretrained("pretrained/cats64")(images, hole, steps=10, schedule="cosine", seed=0)
+    filled.pictures[0].save("filled.png")
 
-Shapes: images (b, 3, H, W) uint8, hole (b, 1, H, W) bool (True = missing), tokens and hidden (b, n).
+Shapes: images (b, 3, H, W) uint8, hole (b, 1, H, W) bool (True = missing), tokens and hidden (b, n). A call also takes
+PIL pictures and numpy arrays; the other methods take tensors of these shapes.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
+import pydantic
 import torch
+from PIL import Image
 from torch import Tensor
 
-from config import ROOT
-from data import to_float, to_uint8
+from config import ROOT, explain
+from data import to_float, to_pixels, to_uint8
 from decoding import DecodingConfig, State, sample
-from inputs import GREY
+from inputs import GREY, to_hole, to_images
 from masks import composite, to_hidden
 from models.base import file_hash, read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from utils import autocast, memory_format, pick_device
+from utils import autocast, memory_format, mix, pick_device
 
 PRETRAINED = ROOT / "pretrained" / "cats64"
 
@@ -32,6 +37,17 @@ class Filled:
     images: Tensor  # (b, 3, H, W) uint8: the decoder's pixels in the hole, the given ones byte-identical elsewhere
     raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere
     tokens: Tensor  # (b, n) long
+    confidence: Tensor | None = None  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """`images` as PIL pictures."""
+        return [Image.fromarray(to_pixels(image)) for image in self.images]
+
+
+def sample_seed(seed: int, number: int) -> int:
+    """The seed of completion `number` of an image: `seed` itself for the first, 0."""
+    return mix(seed, number) if number else seed
 
 
 class Inpainter:
@@ -66,6 +82,8 @@ class Inpainter:
         `precision` is auto (bfloat16 where the device has it), float32 or bfloat16; `compiled` runs both networks
         through torch.compile. Raises FileNotFoundError, or ValueError naming the file that does not fit.
         """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: expected a folder with vqgan.safetensors and transformer.safetensors")
         paths = [Path(folder) / f"{name}.safetensors" for name in ("vqgan", "transformer")]
         vqgan, transformer = VQGAN.load(paths[0]), Transformer.load(paths[1])
         notes = read_weights(paths[1])[1]
@@ -73,7 +91,10 @@ class Inpainter:
             raise ValueError(f"{paths[1]}: its metadata lack vqgan or decoding, which training_transformer.py notes")
         if notes["vqgan"] not in (vqgan.tokens_key(), file_hash(paths[0])):  # the first weights noted the file's hash
             raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
-        decoding = DecodingConfig.model_validate_json(notes["decoding"])
+        try:
+            decoding = DecodingConfig.model_validate_json(notes["decoding"])
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{paths[1]}: its decoding: {_one_line(error)}") from error
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 
     def hide(self, hole: Tensor, margin: int = 0) -> Tensor:
@@ -113,29 +134,69 @@ class Inpainter:
         shape = (len(images), 3, self.size, self.size)
         if images.dtype != torch.uint8 or images.shape != shape:
             raise ValueError(f"images: expected uint8 {shape}, found {images.dtype} {tuple(images.shape)}")
-        if hole.dtype != torch.bool or hole.shape != (len(images), 1, self.size, self.size):
-            raise ValueError(f"hole: expected bool (b, 1, {self.size}, {self.size}), found {hole.dtype} {hole.shape}")
+        shape = (len(images), 1, self.size, self.size)
+        if hole.dtype != torch.bool or hole.shape != shape:
+            raise ValueError(f"hole: expected bool {shape}, found {hole.dtype} {tuple(hole.shape)}")
         tokens, hidden = self.encode(images, hole), self.hide(hole, margin)
         return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding or self.decoding, seeds)
 
-    def finish(self, images: Tensor, hole: Tensor, tokens: Tensor) -> Filled:
-        """Decodes the final tokens and pastes the known pixels back."""
+    def finish(self, images: Tensor, hole: Tensor, tokens: Tensor, confidence: Tensor | None = None) -> Filled:
+        """Decodes the final tokens and pastes the known pixels back; `confidence` is that of the last State."""
         raw = self.decode(tokens, images, hole)
-        return Filled(composite(raw, images, hole), raw, tokens)
+        return Filled(composite(raw, images, hole), raw, tokens, confidence)
 
     def __call__(
         self,
-        images: Tensor,
-        hole: Tensor,
-        seeds: Sequence[int] | int = 0,
+        images,
+        hole,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int | None = None,
+        schedule: str | None = None,
+        sweet_spot: int | None = None,
+        sampler: str | None = None,
+        temperature: float | None = None,
+        sampling_temperature: float | None = None,
+        top_k: int | None = None,
         margin: int = 0,
-        decoding: DecodingConfig | None = None,
+        samples: int = 1,
     ) -> Filled:
-        """images uint8 (b, 3, H, W) and hole bool (b, 1, H, W) -> `Filled`.
+        """Fills the holes of one picture or of a batch of the model's size.
 
-        `seeds`: one integer >= 0 an image, or one for all: image i then takes seed + i.
+        images: PIL pictures, uint8 arrays (H, W, 3) or (b, H, W, 3), or tensors (3, H, W) or (b, 3, H, W), uint8 or
+            floating-point in [0, 1]
+        hole: PIL masks, dark where something is missing, or bool arrays or tensors (H, W), (b, H, W) or (b, 1, H, W),
+            True = missing; one an image
+        seed: one integer >= 0 for all, image i then takes seed + i, or one an image
+        steps, schedule: iterations and mask schedule; with the other keywords see `DecodingConfig` (total_iter,
+            mask_func); None: as the checkpoint says
+        margin: rings of tokens hidden around the hole
+        samples: completions an image; those of image i are rows i * samples ... of the `Filled`, the first of them
+            what samples=1 gives
+
+        Raises ValueError, one line, for what does not fit.
         """
-        if isinstance(seeds, int):
-            seeds = range(seeds, seeds + len(images))
+        images, hole = to_images(images, self.size), to_hole(hole, self.size)
+        if len(hole) != len(images):
+            raise ValueError(f"hole: expected one an image, found {len(hole)} for {len(images)} images")
+        seeds = [seed + i for i in range(len(images))] if isinstance(seed, Integral) else list(seed)
+        if len(seeds) != len(images) or min(seeds) < 0:
+            raise ValueError(f"seed: expected an integer >= 0 or one for each of {len(images)} images, found {seed}")
+        if samples < 1:
+            raise ValueError(f"samples: expected at least 1, found {samples}")
+        try:
+            decoding = self.decoding.changed(
+                total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, sampler=sampler, temperature=temperature,
+                sampling_temperature=sampling_temperature, top_k=top_k,
+            )  # fmt: skip
+        except pydantic.ValidationError as error:
+            raise ValueError(_one_line(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
+        images, hole = (x.repeat_interleave(samples, dim=0) for x in (images, hole))
+        seeds = [sample_seed(one, number) for one in seeds for number in range(samples)]
         *_, last = self.steps(images, hole, seeds, margin, decoding)
-        return self.finish(images, hole, last.tokens)
+        return self.finish(images, hole, last.tokens, last.confidence)
+
+
+def _one_line(error: pydantic.ValidationError) -> str:
+    text = explain(error, DecodingConfig).replace("\n", "; ")
+    return text.replace("Value error, ", "").removeprefix("config: ")  # pydantic's words, and where there is no key

@@ -4,6 +4,8 @@
     python inpainting.py --test-maskedimage-path masked_image --test-mask-path mask64 --gtcsv-path test_gt.csv
     python inpainting.py --mask-func linear --sweet-spot 10 --total-iter 10
     python inpainting.py --image photo.jpg --mask mask.png --out filled.png   # a picture of any size
+    python inpainting.py --samples 4 --animate              # four answers an image, and films of the decoding
+    python inpainting.py --list                             # the weights that are here
 
 From Python: `Inpainter.from_pretrained("pretrained/cats64")(images, hole)`.
 """
@@ -13,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +29,16 @@ from tqdm import tqdm
 from config import add_flag, explain
 from data import to_float, to_pixels, write_image
 from decoding import DecodingConfig
-from drawing import Sheets, drawn
-from inpainter import PRETRAINED, Filled, Inpainter
+from drawing import Sheets, confidence_map, drawn
+from inpainter import PRETRAINED, Filled, Inpainter, sample_seed
 from inputs import Folders, Inputs, batches, chelsea
 from masks import SCHEDULES
-from metrics import hole_psnr
+from metrics import diversity, hole_psnr
 from models.base import file_hash
+from models.perceptual import Perceptual
 from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
 from utils import log, profile, start_logging
+from zoo import listing
 
 __all__ = ["Filled", "Inpainter"]
 
@@ -47,29 +51,68 @@ class Tally:
     missing: float = 0.0  # shares of pixels
     scored: int = 0  # images with a hole whose truth is known
     psnr: float = 0.0  # in dB, in the hole
+    compared: int = 0  # images with a hole and several completions
+    distance: float = 0.0  # their diversity, see metrics
 
-    def add(self, hole: Tensor, filled: Tensor, truth: Tensor | None) -> None:
-        """Counts images (b, 3, H, W) uint8."""
+    def add(self, hole: Tensor, filled: Tensor, truth: Tensor | None, spread: Tensor | None) -> None:
+        """Counts images (b, 3, H, W) uint8; `spread` (b,) is their diversity."""
         self.images += len(hole)
         self.missing += float(hole.float().mean(dim=(1, 2, 3)).sum())
-        if truth is not None and (some := hole.flatten(1).any(dim=1)).any():
+        some = hole.flatten(1).any(dim=1)
+        if truth is not None and some.any():
             self.scored += int(some.sum())
             self.psnr += float(hole_psnr(to_float(filled[some]), to_float(truth[some]), hole[some]).sum())
+        if spread is not None:
+            self.compared += int(some.sum())
+            self.distance += float(spread[some].sum())
 
-    def row(self, group: str) -> str:
+    @property
+    def diversity(self) -> float | None:
+        """The mean over images with a hole; None where it was not measured."""
+        return self.distance / self.compared if self.compared else None
+
+    def row(self, group: str, samples: int = 1) -> str:
         quality = f"{self.psnr / self.scored:.2f}" if self.scored else "-"
-        return f"{group:<10} {self.images:>4} {100 * self.missing / self.images:>7.1f} {quality:>13}"
+        line = f"{group:<10} {self.images:>4} {100 * self.missing / self.images:>7.1f} {quality:>13}"
+        spread = "-" if self.diversity is None else f"{self.diversity:.4f}"
+        return f"{line} {spread:>10}" if samples > 1 else line
+
+
+def more_samples(
+    inpainter: Inpainter, batch: Inputs, seeds: Sequence[int], args: argparse.Namespace, decoding: DecodingConfig
+) -> list[Tensor]:
+    """Completions 1, 2, ... of every image of the batch, (b, 3, H, W) uint8 each: all but the first."""
+    completions = []
+    for number in range(1, args.samples):
+        others = [sample_seed(seed, number) for seed in seeds]
+        *_, state = inpainter.steps(batch.images, batch.hole, others, args.margin, decoding)
+        completions.append(inpainter.finish(batch.images, batch.hole, state.tokens).images)
+    return completions
+
+
+def spread_of(completions: list[Tensor], distance: Callable | None, device: torch.device) -> Tensor | None:
+    """The diversity (b,) of uint8 completions (b, 3, H, W), at least two; None without a `distance`."""
+    if distance is None or len(completions) < 2:
+        return None
+    with torch.no_grad():
+        return diversity(torch.stack([to_float(images.to(device)) for images in completions], dim=1), distance).cpu()
 
 
 def run(
-    inpainter: Inpainter, inputs: Inputs | Folders, args: argparse.Namespace, decoding: DecodingConfig
+    inpainter: Inpainter,
+    inputs: Inputs | Folders,
+    args: argparse.Namespace,
+    decoding: DecodingConfig,
+    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tally]:
-    """Fills every image and writes the pictures; a row of the table a group.
+    """Fills every image and writes the pictures; a row of the table a group. `distance` (LPIPS) measures diversity.
 
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
-    folders = {"images": Path(args.predicted_path or args.out / "test_results"), "raw": args.out / "raw"}
-    sheets, tallies = Sheets(inpainter.decode, args.out, drawn(inputs.groups, args.grids)), {}
+    everything = torch.ones(1, 1, inpainter.size, inpainter.size, dtype=torch.bool)
+    blank = inpainter.encode(torch.zeros_like(everything, dtype=torch.uint8).repeat(1, 3, 1, 1), everything)
+    sheets = Sheets(inpainter.decode, blank, args.out, drawn(inputs.groups, args.grids), args.animate)
+    codes, tallies = inpainter.vqgan.config.codebook.codes, {}
     with (
         tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
         ThreadPoolExecutor(2) as writers,
@@ -83,22 +126,20 @@ def run(
                 if rows:
                     history.append(sheets.draw(state, batch, rows))
                 profiler_step()
-            filled = inpainter.finish(batch.images, batch.hole, state.tokens)
+            filled = inpainter.finish(batch.images, batch.hole, state.tokens, state.confidence)
+            further = more_samples(inpainter, batch, seeds, args, decoding)
+            spread = spread_of([filled.images, *further], distance, inpainter.device)
+            hidden = inpainter.hide(batch.hole, args.margin)
+            maps = confidence_map(batch.images, hidden, filled.confidence, codes)
             for done in pending:
                 done.result()  # raises what writing raised
-            pictures = {folder: getattr(filled, kind) for kind, folder in folders.items()}
-            if batch.truth is not None and not args.gtcsv_path:
-                pictures[args.out / "truth"] = batch.truth
-            pending = [
-                writers.submit(write_image, folder / name, to_pixels(image))
-                for folder, images in pictures.items()
-                for name, image in zip(batch.names, images, strict=True)
-            ]
-            sheets.write(batch, filled.images, rows, history)
+            pictures = outputs(args, batch, filled, maps, further)
+            pending = [writers.submit(write_image, path, to_pixels(image)) for path, image in pictures]
+            sheets.write(batch, hidden, filled.images, rows, history)
             for group in dict.fromkeys(batch.groups):
                 chosen = torch.tensor([other == group for other in batch.groups])
-                truth = None if batch.truth is None else batch.truth[chosen]
-                tallies.setdefault(group, Tally()).add(batch.hole[chosen], filled.images[chosen], truth)
+                truth, part = (None if x is None else x[chosen] for x in (batch.truth, spread))
+                tallies.setdefault(group, Tally()).add(batch.hole[chosen], filled.images[chosen], truth, part)
             bar.update(len(batch))
         for done in pending:
             done.result()
@@ -106,7 +147,26 @@ def run(
     return tallies
 
 
-def write_manifest(args, inputs: Inputs | Folders, decoding: DecodingConfig, seconds: float, device) -> None:
+def outputs(
+    args: argparse.Namespace, batch: Inputs, filled: Filled, maps: Tensor, further: list[Tensor]
+) -> Iterator[tuple[Path, Tensor]]:
+    """Where the pictures of a batch go, and each of them, (3, H, W) uint8."""
+    kinds = [
+        (Path(args.predicted_path or args.out / "test_results"), "", filled.images),
+        (args.out / "raw", "", filled.raw),
+        (args.out / "confidence", "", maps),
+        *((args.out / "samples", f"_{number}", images) for number, images in enumerate(further, start=1)),
+    ]
+    if batch.truth is not None and not args.gtcsv_path:
+        kinds.append((args.out / "truth", "", batch.truth))
+    for folder, suffix, images in kinds:
+        for name, image in zip(batch.names, images, strict=True):
+            yield folder / f"{Path(name).stem}{suffix}.png", image
+
+
+def write_manifest(
+    args, inputs: Inputs | Folders, decoding: DecodingConfig, seconds: float, device, tallies: dict[str, Tally]
+) -> None:
     """OUT/manifest.json: all that is needed to repeat the run, and where the truth is."""
     truth = args.gtcsv_path or (args.out / "truth" if inputs.truth is not None else None)
     weights = {name: file_hash(Path(args.checkpoint) / f"{name}.safetensors") for name in ("vqgan", "transformer")}
@@ -114,6 +174,8 @@ def write_manifest(args, inputs: Inputs | Folders, decoding: DecodingConfig, sec
         "decoding": decoding.model_dump(),
         "seed": args.seed,
         "margin": args.margin,
+        "samples": args.samples,
+        "diversity": {group: tally.diversity for group, tally in tallies.items()},  # None: not measured
         "checkpoint": str(args.checkpoint),
         "weights_sha256": weights,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -195,13 +257,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, in the same order: 0 = hole, 255 = known")
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
+    add_flag(where, "--samples", type=int, default=1, metavar="K",
+             help="answers an image; further ones go to OUT/samples, all of --image to NAME_k.png (default: 1)")  # fmt: skip
+    add_flag(where, "--lpips-weights", metavar="FILE",
+             help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
+    add_flag(where, "--list", action="store_true", help="list the weights in pretrained/ and checkpoints/, and stop")
     own = parser.add_argument_group("your picture, of any size and mode; its hole is a mask, a colour, a box, "
                                     "or else what is transparent")  # fmt: skip
     add_flag(own, "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
     add_flag(own, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
     add_flag(own, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
     add_flag(own, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
-    add_flag(own, "--samples", type=int, default=1, metavar="K", help="write K answers, NAME_0.png ... (default: 1)")
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
              help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
@@ -227,15 +293,49 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(run_time, "--compile", action="store_true", help="torch.compile both networks: pays for many images")
     add_flag(run_time, "--grids", type=int, default=6, metavar="N",
              help="draw every iteration of N images (default: 6; each costs a decode)")  # fmt: skip
+    add_flag(run_time, "--animate", action="store_true", help="animate these iterations, in OUT/animation")
     return parser
 
 
 def override(decoding: DecodingConfig, args: argparse.Namespace) -> DecodingConfig:
     """The checkpoint's decoding with the given flags; --total-iter alone moves the sweet spot with it."""
-    given = {name: getattr(args, name) for name in DecodingConfig.model_fields if getattr(args, name) is not None}
-    if "total_iter" in given:
-        given.setdefault("sweet_spot", given["total_iter"])
-    return DecodingConfig.model_validate(decoding.model_dump() | given)
+    return decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
+
+
+def lpips(args: argparse.Namespace, device: torch.device) -> Perceptual | None:
+    """What measures how samples differ; None without samples, or, said in a line, where its weights are out of reach.
+
+    Raises ValueError or FileNotFoundError for a file that does not fit.
+    """
+    if args.samples == 1:
+        return None
+    try:
+        return Perceptual("alex", args.lpips_weights).to(device)
+    except RuntimeError as error:
+        log.info(f"no diversity: {error}")
+        return None
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where flags do not go together."""
+    if args.image and args.test_maskedimage_path:
+        parser.error("--image and --test-maskedimage-path exclude each other")
+    if not args.image and (args.mask or args.hole_color or args.box):
+        parser.error("--mask, --hole-color and --box tell the hole of --image, which is missing")
+    if not args.context >= 1:
+        parser.error("--context must be at least 1")
+    if (args.test_maskedimage_path is None) != (args.test_mask_path is None):
+        parser.error("--test-maskedimage-path and --test-mask-path go together")
+    if args.gtcsv_path and not args.test_mask_path:
+        parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
+    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1:
+        parser.error("--batch-size and --samples must be at least 1")
+    if min(args.seed, args.margin, args.grids, args.profile) < 0:
+        parser.error("--seed, --margin, --grids and --profile must be at least 0")
+    if args.lpips_weights and args.samples == 1:
+        parser.error("--lpips-weights measures how several completions differ: give --samples too")
+    if args.animate and not args.grids:
+        parser.error("--animate shows the images that --grids draws, which is 0")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -243,18 +343,10 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.image and args.test_maskedimage_path:
-        parser.error("--image and --test-maskedimage-path exclude each other")
-    if not args.image and (args.mask or args.hole_color or args.box):
-        parser.error("--mask, --hole-color and --box tell the hole of --image, which is missing")
-    if args.samples < 1 or not args.context >= 1:
-        parser.error("--samples and --context must be at least 1")
-    if (args.test_maskedimage_path is None) != (args.test_mask_path is None):
-        parser.error("--test-maskedimage-path and --test-mask-path go together")
-    if args.gtcsv_path and not args.test_mask_path:
-        parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
-    if args.batch_size == 0 or min(args.batch_size or 0, args.seed, args.margin, args.grids, args.profile) < 0:
-        parser.error("--batch-size must be at least 1, --seed, --margin, --grids and --profile at least 0")
+    if args.list:
+        log.info(listing())
+        return
+    check(parser, args)
     try:
         jobs = pair_photos(args.image, args.mask, args.out) if args.image else []
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
@@ -268,15 +360,17 @@ def main(argv: list[str] | None = None) -> None:
             inputs = chelsea(inpainter.size)
         args.batch_size = args.batch_size or (8 if inpainter.device.type == "cpu" else 64)
         args.out.mkdir(parents=True, exist_ok=True)
+        distance = lpips(args, inpainter.device)
         start = time.perf_counter()
-        tallies = run(inpainter, inputs, args, decoding)
+        tallies = run(inpainter, inputs, args, decoding, distance)
         seconds = time.perf_counter() - start
     except (ValueError, OSError) as error:
         parser.error(explain(error) if isinstance(error, pydantic.ValidationError) else str(error))
-    write_manifest(args, inputs, decoding, seconds, inpainter.device)
-    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}")
+    write_manifest(args, inputs, decoding, seconds, inpainter.device, tallies)
+    more = f" {'diversity':>10}" if args.samples > 1 else ""
+    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")
     for group, tally in tallies.items():
-        log.info(tally.row(group))
+        log.info(tally.row(group, args.samples))
     log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
     log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
              f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip

@@ -1,9 +1,10 @@
 """What is to be filled: images, their holes and, where it is known, the truth; read a batch at a time.
 
 `chelsea` and `Folders` have the same face: `len`, `names`, `groups`, and a slice gives the `Inputs` of a batch.
+`to_images` and `to_hole` take what Python has in hand: PIL pictures, numpy arrays, tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from data import list_images, pair, read_image, read_pair, read_truth
+from data import as_hole, as_image, list_images, pair, read_image, read_pair, read_truth, to_uint8
 from masks import FAMILIES, make_holes
 
 GREY = 128  # what the encoder sees in a hole
@@ -106,3 +107,70 @@ def batches(inputs: Inputs | Folders, size: int) -> Iterator[tuple[int, Inputs]]
             if start + size < len(inputs):
                 ahead = pool.submit(inputs.__getitem__, slice(start + size, start + 2 * size))
             yield start, batch
+
+
+# --- from Python ---
+
+
+def to_images(given, size: int) -> Tensor:
+    """One picture or several -> images (b, 3, size, size) uint8 on the CPU; one picture is a batch of one.
+
+    given: a PIL picture of any mode; a uint8 array (H, W, 3) or (b, H, W, 3); a tensor (3, H, W) or (b, 3, H, W),
+    uint8 or floating-point in [0, 1]; or a list of these. Raises ValueError that says what was expected and found.
+    """
+    if isinstance(given, list | tuple):
+        return torch.cat(_each(to_images, given, size, "images"))
+    if isinstance(given, Image.Image):
+        given = as_image(ImageOps.exif_transpose(given))
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (3, 4) and given.shape[-1] == 3:
+        given = torch.from_numpy(given.copy()).movedim(-1, -3).contiguous()
+    if not isinstance(given, Tensor) or given.ndim not in (3, 4) or given.shape[-3] != 3:
+        raise ValueError("images: expected PIL pictures, uint8 arrays (H, W, 3) or (b, H, W, 3), or tensors (3, H, W) "
+                         f"or (b, 3, H, W), found {_described(given)}")  # fmt: skip
+    if given.is_floating_point():
+        if not ((given >= 0) & (given <= 1)).all():
+            raise ValueError("images: expected floating-point values in [0, 1], found others")
+        given = to_uint8(given)
+    if given.dtype != torch.uint8:
+        raise ValueError(f"images: expected uint8, or floating-point in [0, 1], found {_described(given)}")
+    return _of_size(given.view(-1, *given.shape[-3:]), size, "images")
+
+
+def to_hole(given, size: int) -> Tensor:
+    """One mask or several -> hole (b, 1, size, size) bool on the CPU, True = missing.
+
+    given: a PIL mask, dark (below 128) where the hole is, as in the lab; a bool array or tensor, True = missing,
+    (H, W), (b, H, W) or (b, 1, H, W); or a list of these. Raises ValueError that says what was expected and found.
+    """
+    if isinstance(given, list | tuple):
+        return torch.cat(_each(to_hole, given, size, "hole"))
+    if isinstance(given, Image.Image):
+        given = as_hole(ImageOps.exif_transpose(given))
+    if isinstance(given, np.ndarray) and given.dtype == bool:
+        given = torch.from_numpy(given.copy())
+    fits = isinstance(given, Tensor) and given.dtype == torch.bool
+    if not fits or given.ndim not in (2, 3, 4) or (given.ndim == 4 and given.shape[1] != 1):
+        raise ValueError("hole: expected PIL masks (dark: missing), or bool (True: missing) arrays or tensors (H, W), "
+                         f"(b, H, W) or (b, 1, H, W), found {_described(given)}")  # fmt: skip
+    return _of_size(given.reshape(-1, 1, *given.shape[-2:]), size, "hole")
+
+
+def _each(convert: Callable, given, size: int, noun: str) -> list[Tensor]:
+    if not given:
+        raise ValueError(f"{noun}: expected at least one, found an empty list")
+    return [convert(item, size) for item in given]
+
+
+def _described(given) -> str:
+    has_shape = isinstance(given, np.ndarray | Tensor)
+    return f"{given.dtype} {tuple(given.shape)}" if has_shape else type(given).__name__
+
+
+def _of_size(batch: Tensor, size: int, noun: str) -> Tensor:
+    if not len(batch):
+        raise ValueError(f"{noun}: expected at least one, found {_described(batch)}")
+    if batch.shape[-2:] != (size, size):
+        found = f"{batch.shape[-1]}x{batch.shape[-2]} pixels"
+        raise ValueError(f"{noun}: expected {size}x{size} pixels, this model's size, found {found}; "
+                         "photos.fill_photo fills pictures of any size")  # fmt: skip
+    return batch.cpu()

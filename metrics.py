@@ -2,13 +2,15 @@
 
 Sets:   `Moments`, `frechet_distance` and `kid` on features (n, d) of `InceptionFeatures` (FID) or `VGG16Features`.
 Pairs:  `psnr`, `hole_psnr`, `hole_l1`, `hole_ssim` on images (b, 3, H, W) in [0, 1] and hole (b, 1, H, W) bool,
-        True = missing.
+        True = missing; `diversity` of several completions (b, K, 3, H, W).
 Codes:  `code_usage` and `perplexity` of tokens of any shape, ids 0..k-1.
 
 Shapes: b batch, n images, d features an image, k codes, c channels, H W pixels.
 """
 
 import http.client
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -271,6 +273,20 @@ def hole_ssim(images: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
         for image, true in zip(images, truth, strict=True)
     ]  # fmt: skip
     return _mean_inside(torch.from_numpy(np.stack(maps)).to(hole.device), hole)
+
+
+def diversity(completions: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How unlike each other the completions of an image are: the mean distance of all their pairs -> (b,).
+
+    completions (b, K, 3, H, W) in [0, 1], K >= 2; distance: two times (b, 3, H, W) -> (b,), at least 0. With LPIPS
+    (models.perceptual, AlexNet) it is what pluralistic inpainting reports, as PUT does (Liu et al. 2022, arXiv
+    2205.05076): 0 where all completions are alike. Raises ValueError for another shape or values outside [0, 1].
+    """
+    if completions.ndim != 5 or completions.shape[1] < 2:
+        raise ValueError(f"expected completions (b, K, 3, H, W) with K >= 2, found {tuple(completions.shape)}")
+    _check(completions.flatten(0, 1), completions.flatten(0, 1))
+    pairs = itertools.combinations(completions.unbind(dim=1), 2)
+    return torch.stack([distance(one, other) for one, other in pairs]).mean(dim=0)
 
 
 # --- codes ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
-from data import list_images, open_upright, pair, readable, to_hole, to_pixels
+from data import as_hole, list_images, open_upright, pair, readable, to_pixels
 from decoding import DecodingConfig
 from inpainter import Inpainter
 from pictures import FORMATS, Picture, format_of, read_picture, write_picture
@@ -108,7 +108,7 @@ def _mask(mask, name: str, pixels: np.ndarray) -> tuple[str, np.ndarray]:
     if picture.size != pixels.shape[1::-1]:
         sizes = "{}x{}, its mask {} {}x{}".format(*pixels.shape[1::-1], where, *picture.size)
         raise ValueError(f"{name} is {sizes}: they must be equal")
-    return where, to_hole(picture)
+    return where, as_hole(picture)
 
 
 def _colour(pixels: np.ndarray, colour, lossy: bool) -> np.ndarray:

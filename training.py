@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
 from data import ImageFolder, Store
-from models.base import read_weights, replace_file, save_weights
+from models.base import load_tensors, read_weights, replace_file, save_weights
 from models.processes import mean, rank, world
 from utils import first_on_machine, log, mix, profile
 
@@ -54,10 +54,7 @@ def start_from(model: nn.Module, path: str, new: tuple[str, ...] = ()) -> None:
     """
     tensors = read_weights(path)[0]
     fresh = {key: value for key, value in model.state_dict().items() if key.startswith(new)} if new else {}
-    try:
-        model.load_state_dict(fresh | tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit this {type(model).__name__}: {error}") from error
+    load_tensors(model, fresh | tensors, path)
 
 
 def open_store(folder: Path, data: DataConfig) -> Store:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from config import Config, parse_training, training_parser
 from data import ImageFolder, Store, to_float, to_uint8
 from decoding import fill
+from drawing import patches
+from inputs import GREY
 from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
 from models.base import save_weights
 from models.processes import rank, world
@@ -24,7 +26,7 @@ from models.vqgan import VQGAN
 from training import Run, apply_gradients, cut, load_images, open_store, parallel, pieces_of, staged, start_from
 from utils import autocast, first_on_machine, grid, join_processes, leave_processes, log, mix, start_logging
 
-PREVIEWS = 8
+PREVIEWS, PREVIEWED = 8, ("walk", "thick", "box", "half")  # images, and the families of their holes
 
 
 @torch.no_grad()
@@ -118,12 +120,21 @@ class Stage2:
         return sum(sums) / int(self.counted(hidden).sum())
 
     def _preview(self, model: nn.Module) -> Tensor:
-        """The first validation images as the VQGAN sees them, above their thick holes filled by the model."""
+        """The first validation images as the VQGAN sees them; below, for some families, holes and how they are filled.
+
+        Images, holes and seeds are always the same: from one validation to the next only the model differs.
+        """
         tokens = self.val[:PREVIEWS].long().to(self.device)
-        hidden = self.holes["thick"][:PREVIEWS].to(self.device)
-        with autocast(self.device, self.settings.precision):
-            filled = fill(model.of_hidden, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
-        return grid(to_uint8(self.vqgan.decode(torch.cat((tokens, filled)))).cpu(), columns=len(tokens))
+        rows = [self._decoded(tokens)]
+        for family in PREVIEWED:
+            hidden = self.holes[family][:PREVIEWS].to(self.device)
+            with autocast(self.device, self.settings.precision):
+                filled = fill(model.of_hidden, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
+            rows += [rows[0].masked_fill(patches(hidden, rows[0].shape[-1]), GREY), self._decoded(filled)]
+        return grid(torch.cat(rows), columns=len(tokens))
+
+    def _decoded(self, tokens: Tensor) -> Tensor:
+        return to_uint8(self.vqgan.decode(tokens)).cpu()
 
 
 def same_weights(one: VQGAN, other: VQGAN) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 import pydantic
@@ -102,7 +103,8 @@ def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a weights file ({error})") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a weights file ({why})") from error
     except Exception as error:  # pickle.UnpicklingError and its kin: torch refuses what is not plain tensors
         raise ValueError(f"{path}: refused, it holds more than plain tensors ({type(error).__name__})") from error
     if not isinstance(tensors, dict) or not all(
@@ -120,21 +122,37 @@ def build(cls, path, config=None, section: str | None = None):
     """
     tensors, metadata = read_weights(path)
     module = cls(config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section))
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit this {cls.__name__}: {error}") from error
+    load_tensors(module, tensors, path)
     return module.eval().requires_grad_(False)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
+    """`module.load_state_dict(tensors)`. Raises ValueError, one line that names `path` and at most three misfits."""
+    own = module.state_dict()
+    missing = [f"missing {name}" for name in own if name not in tensors]
+    unexpected = [f"unexpected {name}" for name in tensors if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if misfits := [misfit for turn in zip_longest(missing, unexpected, shapes) for misfit in turn if misfit]:
+        raise ValueError(f"{path}: does not fit this {type(module).__name__}: {in_brief(misfits)}")
+    module.load_state_dict(tensors)
+
+
+def in_brief(problems: list[str], most: int = 3) -> str:
+    """The first `most` problems in one line, and how many more there are."""
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
 
 
 def _settings(cls, path, metadata: dict[str, str], config, section: str | None) -> Settings:
     """The settings of a `cls`, from the YAML file `config` or, left out, from the weights file's own metadata."""
     if config is None:
         if metadata.get("kind") != cls.__name__:
-            raise ValueError(
-                f"{path}: expected the weights of a {cls.__name__}, found {metadata.get('kind', 'no description')}; "
-                "a plain state_dict needs config=FILE.yml"
-            )
+            found = metadata.get("kind", "no description (a plain state_dict needs config=FILE.yml)")
+            raise ValueError(f"{path}: expected the weights of a {cls.__name__}, found {found}")
         source, options = path, metadata.get("config", "")
     else:
         source, options = config, read_yaml(config).get(section)
@@ -143,7 +161,11 @@ def _settings(cls, path, metadata: dict[str, str], config, section: str | None) 
     try:
         return cls.Config.model_validate_json(options) if config is None else cls.Config.model_validate(options)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{source}: {error}") from error
+        problems = [
+            f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}, found {str(item['input'])[:60]!r}"
+            for item in error.errors()
+        ]
+        raise ValueError(f"{source}: {in_brief(problems)}") from error
 
 
 def file_hash(path) -> str:

@@ -269,8 +269,18 @@ def test_the_weights_of_another_kind_are_refused(tmp_path):
 def test_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
     net, path = make(), tmp_path / "net.safetensors"
     save_weights(path, net, net.config)
-    with pytest.raises(ValueError, match=r"(?s)net\.safetensors.*linear\.weight.*\[2, 3\].*\[2, 4\]"):
+    with pytest.raises(ValueError, match=r"net\.safetensors.*linear\.weight is \(2, 3\), expected \(2, 4\)"):
         build(Net, path, NetConfig(width=4))
+
+
+def test_of_many_misfits_three_are_named_one_of_each_kind_first(tmp_path):
+    state = {"linear.weight": torch.zeros(5), **{f"more.{number}": torch.zeros(1) for number in range(200)}}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt: does not fit this Net: ") as raised:
+        build(Net, tmp_path / "net.pt", NetConfig(width=3))
+    told = str(raised.value).partition("this Net: ")[2].split("; ")
+    assert told[:3] == ["missing steps", "unexpected more.0", "linear.weight is (5,), expected (2, 3)"]
+    assert told[3:] == ["and 200 more"]
 
 
 @pytest.mark.parametrize(("key", "change"), [("linear.bias", "missing"), ("linear.more", "unexpected")])
@@ -281,7 +291,7 @@ def test_weights_with_a_key_too_few_or_too_many_are_refused_by_its_name(tmp_path
     else:
         state[key] = torch.zeros(1)
     torch.save(state, path)
-    with pytest.raises(ValueError, match=rf"(?is)net\.pt: does not fit this Net.*{change}.*{re.escape(key)}"):
+    with pytest.raises(ValueError, match=rf"net\.pt: does not fit this Net: {change} {re.escape(key)}$"):
         build(Net, path, NetConfig(width=3))
 
 
@@ -290,8 +300,8 @@ def test_weights_with_a_key_too_few_or_too_many_are_refused_by_its_name(tmp_path
     [
         ("other: {width: 3}", "expected a section 'net', found none"),
         ("net:", "expected a section 'net', found none"),
-        ("net: {width: wide}", r".*width\n"),
-        ("net: {width: 3, depth: 2}", r".*depth\n"),
+        ("net: {width: wide}", r"width: Input should be a valid integer, found 'wide'$"),
+        ("net: {width: 3, depth: 2}", r"depth: Extra inputs are not permitted, found '2'$"),
     ],
 )
 def test_a_config_file_that_does_not_fit_is_named(tmp_path, text, message):

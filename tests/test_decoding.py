@@ -480,6 +480,23 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
 
 
 @pytest.mark.parametrize(
+    "options, changed",
+    [
+        ({}, {}),
+        ({"top_k": None, "sampler": None}, {}),
+        ({"total_iter": 3}, {"total_iter": 3, "sweet_spot": 3}),
+        ({"total_iter": 12, "sweet_spot": 2}, {"total_iter": 12, "sweet_spot": 2}),
+        ({"sweet_spot": 4, "temperature": 0.0}, {"sweet_spot": 4, "temperature": 0.0}),
+    ],
+)
+def test_changed_options_replace_those_of_the_settings_and_none_leaves_them(options, changed):
+    before = DecodingConfig(total_iter=8, sweet_spot=6, top_k=5)
+    assert before.changed(**options).model_dump() == before.model_dump() | changed
+    with pytest.raises(pydantic.ValidationError, match="sweet_spot = 9 must be at most total_iter = 8"):
+        before.changed(sweet_spot=9)
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         ({"total_iter": 0}, "total_iter"),

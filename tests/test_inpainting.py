@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import lpips
 import numpy as np
 import pytest
 import torch
@@ -19,9 +20,9 @@ import drawing
 import fid_score
 import inpainting
 import metrics
-from data import to_float
+from data import to_float, to_pixels
 from decoding import DecodingConfig
-from inpainter import Inpainter
+from inpainter import Inpainter, sample_seed
 from inputs import GREY
 from masks import FAMILIES, make_holes, to_hidden
 from models.base import file_hash, save_weights
@@ -135,7 +136,7 @@ def test_from_pretrained_gives_frozen_networks_and_the_decoding_of_the_checkpoin
 @example(hole=MIXED, seed=0, margin=1)
 def test_known_pixels_are_byte_identical_and_the_rest_is_the_decoders(inpainter, hole, seed, margin):
     images = noise(2, seed % 1000)
-    filled = inpainter(images, hole, seed, margin)
+    filled = inpainter(images, hole, seed=seed, margin=margin)
     everywhere = hole.expand_as(images)
     assert filled.images.dtype == filled.raw.dtype == torch.uint8
     assert torch.equal(filled.images[~everywhere], images[~everywhere])
@@ -190,7 +191,7 @@ def test_the_conv_encoder_leaks_even_grey_into_known_tokens(inpainters):
 def test_the_pixels_painted_in_the_hole_change_nothing(inpainter, hole, seed):
     images = noise(2, seed)
     repainted = torch.where(hole, noise(2, seed + 1), images)
-    assert equal(inpainter(images, hole, seed), inpainter(repainted, hole, seed))
+    assert equal(inpainter(images, hole, seed=seed), inpainter(repainted, hole, seed=seed))
 
 
 # --- Inpainter: seeds and batches ---
@@ -201,9 +202,9 @@ def test_the_pixels_painted_in_the_hole_change_nothing(inpainter, hole, seed):
 def test_an_image_alone_equals_the_image_in_a_batch(checkpoints, kind, precision):
     model = Inpainter.from_pretrained(checkpoints[kind], "cpu", precision)
     images, hole = noise(6), torch.cat([make_holes(family, 1, SIZE) for family in FAMILIES])
-    together = model(images, hole, 5)
+    together = model(images, hole, seed=5)
     for i in range(6):
-        alone = model(images[i : i + 1], hole[i : i + 1], 5 + i)
+        alone = model(images[i : i + 1], hole[i : i + 1], seed=5 + i)
         assert torch.equal(alone.tokens, together.tokens[i : i + 1])
         assert torch.equal(alone.images, together.images[i : i + 1])
 
@@ -213,23 +214,23 @@ def test_compiled_networks_give_the_same_pictures(checkpoint, inpainters, monkey
     monkeypatch.setattr(nn.Module, "compile", lambda module, **options: original(module, backend="eager", **options))
     images, hole = noise(3), torch.cat([make_holes(family, 1, SIZE) for family in ("walk", "box", "thin")])
     compiled = Inpainter.from_pretrained(checkpoint, "cpu", compiled=True)
-    assert equal(compiled(images, hole, 0), inpainters["patch"](images, hole, 0))
+    assert equal(compiled(images, hole), inpainters["patch"](images, hole))
     assert compiled.transformer._compiled_call_impl and compiled.vqgan.decoder._compiled_call_impl
 
 
-def test_bfloat16_logits_agree_with_float32_within_a_hundredth_of_their_spread(checkpoint, inpainters):
-    half = Inpainter.from_pretrained(checkpoint, "cpu", "bfloat16")
+def test_bfloat16_logits_agree_with_float32_within_a_hundredth_of_their_spread(checkpoint):
+    whole, half = (Inpainter.from_pretrained(checkpoint, "cpu", kind) for kind in ("float32", "bfloat16"))
     tokens = torch.full((2, GRID**2), CODES)
-    exact, rounded = inpainters["patch"].predict(tokens), half.predict(tokens)
+    exact, rounded = whole.predict(tokens), half.predict(tokens)
     assert 0 < (rounded - exact).abs().max() < 0.01 * (exact.max() - exact.min())
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_seed_another(inpainter):
     images, hole = noise(1).repeat(3, 1, 1, 1), make_holes("half", 1, SIZE).repeat(3, 1, 1, 1)
-    filled = inpainter(images, hole, [4, 9, 4])
+    filled = inpainter(images, hole, seed=[4, 9, 4])
     assert torch.equal(filled.images[0], filled.images[2]) and not torch.equal(filled.images[0], filled.images[1])
-    assert equal(filled, inpainter(images, hole, [4, 9, 4]))
-    assert equal(inpainter(images, hole, 4), inpainter(images, hole, [4, 5, 6]))  # one seed for all: seed + i
+    assert equal(filled, inpainter(images, hole, seed=[4, 9, 4]))
+    assert equal(inpainter(images, hole, seed=4), inpainter(images, hole, seed=[4, 5, 6]))  # one seed for all: seed + i
 
 
 def test_the_global_random_state_is_neither_read_nor_moved(inpainter):
@@ -264,9 +265,61 @@ def test_stopping_early_fills_everything(inpainters, total, stop):
 
 def test_other_decoding_options_reach_the_sampler(inpainters):
     model, images = inpainters["patch"], noise(2)
-    greedy = DECODING.model_copy(update={"sampling_temperature": 0.0, "temperature": 0.0})
-    assert equal(model(images, FULL, 0, decoding=greedy), model(images, FULL, 7, decoding=greedy))
-    assert not equal(model(images, FULL, 0), model(images, FULL, 7))
+    greedy = {"sampling_temperature": 0.0, "temperature": 0.0}
+    assert equal(model(images, FULL, seed=0, **greedy), model(images, FULL, seed=7, **greedy))
+    assert not equal(model(images, FULL, seed=0), model(images, FULL, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "settings"),
+    [
+        ({"steps": 6, "schedule": "linear"}, {"total_iter": 6, "sweet_spot": 6, "mask_func": "linear"}),
+        ({"steps": 6, "sweet_spot": 2}, {"total_iter": 6, "sweet_spot": 2}),
+        ({"sampler": "halton", "top_k": 3}, {"sampler": "halton", "top_k": 3}),
+        ({"temperature": 1, "sampling_temperature": 0.5}, {"temperature": 1.0, "sampling_temperature": 0.5}),
+    ],
+)
+def test_keywords_of_a_call_are_settings_of_the_decoding(inpainters, keywords, settings):
+    model, images, seeds = inpainters["patch"], noise(2), [3, 4]
+    *_, last = model.steps(images, FULL, seeds, decoding=DecodingConfig(**DECODING.model_dump() | settings))
+    filled = model(images, FULL, seed=3, **keywords)
+    assert torch.equal(filled.tokens, last.tokens) and torch.equal(filled.confidence, last.confidence)
+
+
+def test_confidence_is_one_where_known_and_the_codes_probability_where_decided(inpainters):
+    model, images, hole = inpainters["patch"], noise(2), make_holes("box", 2, SIZE)
+    filled, hidden = model(images, hole, steps=1), model.hide(hole)
+    assert (filled.confidence[~hidden] == 1).all()
+    logits = model.predict(model.encode(images, hole).masked_fill(hidden, model.transformer.mask_id))
+    p = logits.softmax(dim=1).gather(1, filled.tokens[hidden][:, None])[:, 0]
+    torch.testing.assert_close(filled.confidence[hidden], p)
+    assert p.min() > 0 and p.max() < 1
+
+
+def test_samples_of_an_image_are_neighbours_and_the_first_is_the_only_one_of_a_plain_call(inpainters):
+    model, images, hole = inpainters["patch"], noise(2), make_holes("half", 2, SIZE)
+    three, one = model(images, hole, seed=5, samples=3), model(images, hole, seed=5)
+    assert torch.equal(three.images[::3], one.images) and len(three.pictures) == 6
+    known = ~hole.repeat_interleave(3, dim=0).expand_as(three.images)
+    assert torch.equal(three.images[known], images.repeat_interleave(3, dim=0)[known])
+    assert len({bytes(image.numpy()) for image in three.images}) == 6
+    alone = model(images[1:], hole[1:], seed=[6], samples=3)
+    assert torch.equal(alone.images, three.images[3:])
+    assert torch.equal(model(images[:1], hole[:1], seed=sample_seed(5, 2)).images, three.images[2:3])
+
+
+def test_pictures_arrays_and_tensors_give_the_same(inpainters):
+    model, images, hole = inpainters["patch"], noise(2), make_holes("box", 2, SIZE)
+    expected = model(images, hole, seed=2)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    pictures = [Image.fromarray(image) for image in pixels]
+    masks = [Image.fromarray(np.where(one[0], 0, 255).astype(np.uint8)) for one in hole.numpy()]
+    for some, missing in ((pictures, masks), (pixels, hole[:, 0].numpy()), (to_float(images), hole[:, 0])):
+        assert equal(model(some, missing, seed=2), expected)
+    first = model(pictures[0], masks[0].convert("1"), seed=np.int64(2))
+    assert torch.equal(first.images, expected.images[:1])
+    assert isinstance(first.pictures[0], Image.Image) and first.pictures[0].mode == "RGB"
+    assert np.array_equal(np.array(expected.pictures[1]), to_pixels(expected.images[1]))
 
 
 # --- Inpainter: errors ---
@@ -279,18 +332,42 @@ def test_other_decoding_options_reach_the_sampler(inpainters):
         ({"images": noise(2)[:, :1]}, r"images: expected uint8 \(2, 3, 16, 16\)"),
         ({"images": noise(2)[0]}, r"images: expected uint8"),
         ({"images": noise(2).float()}, "found torch.float32"),
-        ({"hole": FULL.float()}, r"hole: expected bool \(b, 1, 16, 16\), found torch.float32"),
-        ({"hole": FULL[:1]}, "hole: expected bool"),
+        ({"hole": FULL.float()}, r"hole: expected bool \(2, 1, 16, 16\), found torch.float32 \(2, 1, 16, 16\)"),
+        ({"hole": FULL[:1]}, r"hole: expected bool \(2, 1, 16, 16\)"),
         ({"hole": FULL[:, :, ::2, ::2]}, "hole: expected bool"),
         ({"hole": FULL.expand(2, 3, SIZE, SIZE)}, "hole: expected bool"),
         ({"seeds": [1]}, "seeds: expected one for each of the 2 images, found 1"),
-        ({"seeds": -1}, "seeds: expected integers >= 0, found -1"),
+        ({"seeds": [1, -1]}, "seeds: expected integers >= 0, found -1"),
         ({"margin": -1}, "margin -1"),
     ],
 )
-def test_what_does_not_fit_is_refused(inpainters, changes, message):
+def test_what_does_not_fit_a_decoding_is_refused(inpainters, changes, message):
     with pytest.raises(ValueError, match=message):
+        inpainters["patch"].steps(**{"images": noise(2), "hole": FULL, "seeds": [0, 1]} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"images": noise(2)[:, :, :8]},
+            "images: expected 16x16 pixels, .* found 16x8 pixels; photos.fill_photo fills",
+        ),
+        ({"hole": FULL[:1]}, "hole: expected one an image, found 1 for 2 images"),
+        ({"seed": [1]}, r"seed: expected an integer >= 0 or one for each of 2 images, found \[1\]"),
+        ({"seed": -1}, "seed: expected an integer >= 0 .*, found -1"),
+        ({"samples": 0}, "samples: expected at least 1, found 0"),
+        ({"steps": 0}, "^steps: .*greater than or equal to 1, found 0; sweet_spot: .*found 0$"),
+        ({"steps": 3, "sweet_spot": 9}, "^sweet_spot = 9 must be at most steps = 3$"),
+        ({"schedule": "sine"}, "^schedule: unknown schedule 'sine', expected one of: cosine, linear"),
+        ({"sampler": "hilton"}, "sampler: .*'halton'"),
+        ({"margin": -1}, "margin -1"),
+    ],
+)
+def test_what_does_not_fit_a_call_is_said_in_one_line(inpainters, changes, message):
+    with pytest.raises(ValueError, match=message) as raised:
         inpainters["patch"](**{"images": noise(2), "hole": FULL} | changes)
+    assert "\n" not in str(raised.value)
 
 
 def test_networks_that_do_not_fit_each_other_are_refused():
@@ -307,8 +384,10 @@ def test_unknown_devices_are_named(checkpoint):
 
 
 def test_checkpoints_that_lack_a_file_or_do_not_fit_are_named(checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.vqgan\.safetensors: no such weights file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder with vqgan\.safetensors and transformer"):
         Inpainter.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"vqgan\.safetensors: expected a folder with"):
+        Inpainter.from_pretrained(checkpoint / "vqgan.safetensors")
     half = shutil.copytree(checkpoint, tmp_path / "half")
     (half / "transformer.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"half.transformer\.safetensors: no such weights file"):
@@ -322,6 +401,14 @@ def test_checkpoints_that_lack_a_file_or_do_not_fit_are_named(checkpoint, tmp_pa
     shutil.copy(checkpoint / "vqgan.safetensors", other / "vqgan.safetensors")
     with pytest.raises(ValueError, match=r"other.transformer\.safetensors: was trained on the tokens of another VQGAN"):
         Inpainter.from_pretrained(other)
+    stage1, odd = vqgan(), tmp_path / "odd"
+    save(odd, stage1, transformer(), vqgan=stage1.tokens_key(), decoding='{"total_iter": 0}')
+    with pytest.raises(ValueError, match=r"odd.transformer\.safetensors: its decoding: total_iter: .* found 0$"):
+        Inpainter.from_pretrained(odd)
+    content = (checkpoint / "transformer.safetensors").read_bytes()
+    (odd / "transformer.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"odd.transformer\.safetensors: not a weights file \(.*\)$"):
+        Inpainter.from_pretrained(odd)
 
 
 def test_another_decoder_of_the_same_tokens_is_accepted(tmp_path):
@@ -346,11 +433,11 @@ def test_a_decoder_that_reads_known_pixels_reads_those_of_the_image(tmp_path):
     notes = {"decoding": DECODING.model_dump_json(), "vqgan": stage1.tokens_key()}
     reader = Inpainter.from_pretrained(save(tmp_path / "known", stage1, stage2, **notes), "cpu")
     images, hole = noise(2), make_holes("box", 2, SIZE)
-    filled = reader(images, hole, 0)
+    filled = reader(images, hole)
     assert not torch.equal(filled.raw, reader.decode(filled.tokens, 255 - images, hole))
     painted = images.masked_fill(hole, 7)
-    assert torch.equal(filled.raw, reader(painted, hole, 0).raw)  # and nothing of the hole
-    alone = reader(images[1:], hole[1:], 1)
+    assert torch.equal(filled.raw, reader(painted, hole).raw)  # and nothing of the hole
+    alone = reader(images[1:], hole[1:], seed=1)
     assert torch.equal(alone.raw[0], filled.raw[1])
 
 
@@ -437,14 +524,15 @@ def tiles(path: Path, count: int) -> list[Tensor]:
 
 def test_command_line_writes_composited_and_raw_pictures_and_grids_of_the_first_images(run, lab, inpainters):
     out = run(*lab.flags, "--gtcsv-path", lab.csv, "--grids", 2, "--seed", 3, "--batch-size", 3)
-    assert files(out) == ["imga", "manifest.json", "mask_scheduling", "overview.png", "raw", "test_results"]
+    expected = ["confidence", "imga", "manifest.json", "mask_scheduling", "overview.png", "raw", "test_results"]
+    assert files(out) == expected and files(out / "confidence") == lab.names
     assert files(out / "test_results") == files(out / "raw") == lab.names == [f"image_00{i}.png" for i in range(5)]
     assert files(out / "imga") == files(out / "mask_scheduling") == lab.names[:2]
 
     known = ~lab.hole.expand_as(lab.truth)
     results, raw = read_all(out / "test_results"), read_all(out / "raw")
     assert torch.equal(results[known], lab.truth[known]) and torch.equal(results[~known], raw[~known])
-    expected = inpainters["patch"](lab.truth, lab.hole, 3)
+    expected = inpainters["patch"](lab.truth, lab.hole, seed=3)
     assert torch.equal(results, expected.images) and torch.equal(raw, expected.raw)
 
 
@@ -482,9 +570,11 @@ def test_linear_schedule_with_a_sweet_spot_fills_everything_and_draws_each_step(
 def test_overview_shows_truth_hole_four_steps_and_the_result_at_twice_the_size(run, lab, known_truth):
     out = run(*lab.flags, "--grids", 3, "--batch-size", 2, *(("--gtcsv-path", lab.csv) if known_truth else ()))
     columns = 6 + known_truth
-    sheet = read(out / "overview.png")
-    assert sheet.shape == (3, 2 * (3 * (SIZE + 2) - 2), 2 * (columns * (SIZE + 2) - 2))
-    sheet = sheet[:, ::2, ::2]
+    sheet, height, width = read(out / "overview.png"), 2 * (3 * (SIZE + 2) - 2), 2 * (columns * (SIZE + 2) - 2)
+    assert sheet.shape[1] == height + drawing.LINE and sheet.shape[2] > width + 40
+    for written in (sheet[:, : drawing.LINE], sheet[:, :, :-width]):  # captions, labels
+        assert written.min() < 100 and (written == 255).float().mean() > 0.7
+    sheet = sheet[:, -height::2, -width::2]
     for row, name in enumerate(lab.names[:3]):
         shown = [sheet[:, row * 18 : row * 18 + SIZE, i * 18 : i * 18 + SIZE] for i in range(columns)]
         expected = [lab.truth[row]] * known_truth + [read(lab.images / name), *tiles(out / "imga" / name, 4)]
@@ -572,6 +662,99 @@ def test_pictures_of_other_sizes_and_formats_are_cropped_and_named_png(run, tmp_
     out = run("--test-maskedimage-path", images, "--test-mask-path", masks)
     assert files(out / "test_results") == ["cat_1.png"]
     assert read(out / "test_results" / "cat_1.png").shape == (3, SIZE, SIZE)
+
+
+# --- more than one answer, and how it came about ---
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """A stand-in for LPIPS: the mean absolute difference of images (b, 3, H, W) in [0, 1]."""
+    return (one - other).abs().mean(dim=(1, 2, 3))
+
+
+class Stub:
+    """Takes the place of models.perceptual.Perceptual."""
+
+    def __init__(self, net: str, weights):
+        assert net == "alex"
+
+    def to(self, device):
+        return difference
+
+
+def completions(out: Path, name: str, count: int) -> Tensor:
+    """The written completions of an image, (count, 3, H, W)."""
+    others = [out / "samples" / f"{Path(name).stem}_{number}.png" for number in range(1, count)]
+    return torch.stack([read(path) for path in (out / "test_results" / name, *others)])
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_samples_are_written_and_their_diversity_measured(run, lab, monkeypatch, capsys, inpainters, size):
+    monkeypatch.setattr(inpainting, "Perceptual", Stub)
+    out = run(*lab.flags, "--samples", 3, "--seed", 3, "--batch-size", size)
+    assert files(out / "samples") == [f"image_00{i}_{k}.png" for i in range(5) for k in (1, 2)]
+    expected = inpainters["patch"](lab.truth, lab.hole, seed=3, samples=3)
+    found = torch.stack([completions(out, name, 3) for name in lab.names])
+    assert torch.equal(found.flatten(0, 1), expected.images)
+    values = to_float(found)
+    pairs = [difference(values[:, i], values[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    mean = float(torch.stack(pairs).mean())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["samples"] == 3 and manifest["diversity"]["mask64"] == pytest.approx(mean, rel=1e-4)
+    assert table_row(capsys.readouterr().out, "mask64")[-1] == f"{mean:.4f}"
+
+
+def test_images_without_a_hole_do_not_lower_the_diversity(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(inpainting, "Perceptual", Stub)
+    hole = make_holes("box", 3, SIZE)
+    hole[1] = False
+    lab = make_lab(tmp_path / "partly", hole)
+    out = run(*lab.flags, "--samples", 2)
+    distances = [float(difference(*to_float(completions(out, name, 2))[:, None])) for name in lab.names]
+    found = json.loads((out / "manifest.json").read_text())["diversity"]["mask64"]
+    assert distances[1] == 0 and found == pytest.approx((distances[0] + distances[2]) / 2, rel=1e-4)
+
+
+def test_without_the_weights_of_lpips_the_samples_come_without_diversity(run, lab, monkeypatch, capsys):
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(lpips, "LPIPS", offline)
+    out = run(*lab.flags, "--samples", 2)
+    printed = capsys.readouterr().out
+    assert len(files(out / "samples")) == 5 and table_row(printed, "mask64")[-1] == "-"
+    (line,) = [line for line in printed.splitlines() if line.startswith("no diversity: ")]
+    assert "the alex backbone of LPIPS could not be downloaded (no network)" in line and "--lpips-weights" in line
+    assert json.loads((out / "manifest.json").read_text())["diversity"] == {"mask64": None}
+
+
+def test_confidence_maps_are_those_of_the_decoding(run, lab, inpainters):
+    out = run(*lab.flags, "--margin", 1, "--samples", 1)
+    model = inpainters["patch"]
+    confidence = model(lab.truth, lab.hole, margin=1).confidence
+    expected = drawing.confidence_map(lab.truth, model.hide(lab.hole, 1), confidence, CODES)
+    assert torch.equal(read_all(out / "confidence"), expected)
+
+
+def test_animations_of_the_drawn_images(run, lab):
+    out = run(*lab.flags, "--animate", "--grids", 2, "--batch-size", 1)
+    assert files(out / "animation") == ["image_000.webp", "image_001.webp"]
+    with Image.open(out / "animation" / "image_001.webp") as film:
+        durations = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            film.load()
+            durations.append(film.info["duration"])
+        last = np.array(film.convert("RGB"))
+    factor = drawing.SIDE // SIZE
+    assert len(durations) == DECODING.total_iter + 2 and durations == [drawing.SHOWN] * 5 + [drawing.HELD]
+    assert np.array_equal(last[::factor, ::factor], to_pixels(read(out / "test_results" / "image_001.png")))
+
+
+def test_the_list_needs_no_checkpoint(monkeypatch, capsys):
+    monkeypatch.setattr(inpainting, "listing", lambda: "nothing here")
+    inpainting.main(["--list"])
+    assert capsys.readouterr().out == "nothing here\n"
 
 
 # --- the table ---
@@ -700,11 +883,18 @@ def failure(run, capsys):
         (["--top-k", -1], "top_k: Input should be greater than or equal to 0, found -1"),
         (["--mask-func", "exponential"], "'cosine', 'linear', 'square', 'cubic', 'sqrt'"),
         (["--sampler", "hilton"], "'maskgit', 'lab', 'random', 'halton'"),
-        (["--batch-size", 0], "--batch-size must be at least 1"),
-        (["--seed", -1], "--seed, --margin, --grids and --profile at least 0"),
-        (["--margin", -1], "--seed, --margin, --grids and --profile at least 0"),
-        (["--profile", -1], "--seed, --margin, --grids and --profile at least 0"),
-        (["--grids", -1], "--seed, --margin, --grids and --profile at least 0"),
+        (["--batch-size", 0], "--batch-size and --samples must be at least 1"),
+        (["--samples", 0], "--batch-size and --samples must be at least 1"),
+        (["--seed", -1], "--seed, --margin, --grids and --profile must be at least 0"),
+        (["--margin", -1], "--seed, --margin, --grids and --profile must be at least 0"),
+        (["--profile", -1], "--seed, --margin, --grids and --profile must be at least 0"),
+        (["--grids", -1], "--seed, --margin, --grids and --profile must be at least 0"),
+        (
+            ["--lpips-weights", "alex.pth"],
+            "--lpips-weights measures how several completions differ: give --samples",
+        ),
+        (["--samples", 2, "--lpips-weights", "alex.pth"], "alex.pth: no such weights file"),
+        (["--animate", "--grids", 0], "--animate shows the images that --grids draws, which is 0"),
         (["--test-mask-path", "mask64"], "--test-maskedimage-path and --test-mask-path go together"),
         (["--test-maskedimage-path", "images"], "--test-maskedimage-path and --test-mask-path go together"),
         (["--gtcsv-path", "test_gt.csv"], "--gtcsv-path is the truth of --test-maskedimage-path, which is missing"),
@@ -718,7 +908,7 @@ def test_wrong_arguments_are_named(failure, arguments, message):
 
 def test_bad_devices_checkpoints_and_output_folders_are_named(failure, tmp_path):
     assert "--device toaster: expected auto, cpu, cuda or cuda:N" in failure(device="toaster")
-    assert "vqgan.safetensors: no such weights file" in failure(folder=tmp_path / "nowhere")
+    assert "nowhere: expected a folder with vqgan.safetensors" in failure(folder=tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in failure(out="file")
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import inputs
-from inputs import Folders, batches, chelsea
+from inputs import Folders, batches, chelsea, to_hole, to_images
 from masks import FAMILIES
 
 
@@ -105,3 +105,104 @@ def test_chelsea_has_every_family_and_slices():
     assert len(whole) == 6 * len(FAMILIES) and part.names == whole.names[3:8]
     assert torch.equal(part.truth[~part.hole.expand_as(part.truth)], part.images[~part.hole.expand_as(part.images)])
     assert (part.images[part.hole.expand_as(part.images)] == inputs.GREY).all()
+
+
+# --- from Python ---
+
+PIXELS = np.random.default_rng(1).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+IMAGES = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+MASKS = np.random.default_rng(2).random((3, 16, 16)) < 0.4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PIXELS,
+        IMAGES,
+        IMAGES / 255,
+        (IMAGES / 255).double(),
+        list(PIXELS),
+        tuple(IMAGES),
+        [Image.fromarray(one) for one in PIXELS],
+        [Image.fromarray(PIXELS[0]), PIXELS[1:2], IMAGES[2]],
+    ],
+    ids=["array", "tensor", "floats", "doubles", "arrays", "tensors", "pictures", "mixed"],
+)
+def test_images_are_the_same_whatever_they_come_as(given):
+    images = to_images(given, 16)
+    assert images.dtype == torch.uint8 and torch.equal(images, IMAGES)
+
+
+def test_one_picture_is_a_batch_of_one():
+    for given in (PIXELS[0], IMAGES[0], Image.fromarray(PIXELS[0])):
+        assert torch.equal(to_images(given, 16), IMAGES[:1])
+    for given in (MASKS[0], torch.from_numpy(MASKS[0]), Image.fromarray(~MASKS[0])):
+        assert np.array_equal(to_hole(given, 16).numpy(), MASKS[:1, None])
+
+
+def test_pictures_of_other_modes_become_rgb_and_upright():
+    grey = Image.fromarray(PIXELS[0, ..., 0])
+    assert torch.equal(to_images(grey, 16), IMAGES[:1, :1].expand(-1, 3, -1, -1))
+    assert torch.equal(to_images(Image.fromarray(PIXELS[0]).convert("RGBA"), 16), IMAGES[:1])
+    lying = Image.fromarray(PIXELS[0])
+    lying.getexif()[0x0112] = 3  # upside down
+    assert torch.equal(to_images(lying, 16), IMAGES[:1].flip(-1, -2))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        MASKS,
+        MASKS[:, None],
+        torch.from_numpy(MASKS),
+        torch.from_numpy(MASKS)[:, None],
+        list(MASKS),
+        [Image.fromarray(np.where(one, 0, 255).astype(np.uint8)) for one in MASKS],
+        [Image.fromarray(np.where(one, 127, 128).astype(np.uint8)) for one in MASKS],
+        [Image.fromarray(~one) for one in MASKS],
+    ],
+    ids=["arrays", "channel", "tensor", "tensor with channel", "list", "masks", "nearly grey", "bits"],
+)
+def test_a_hole_is_the_same_whatever_it_comes_as(given):
+    hole = to_hole(given, 16)
+    assert hole.dtype == torch.bool and np.array_equal(hole.numpy(), MASKS[:, None])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cat.png", "images: expected PIL pictures, uint8 arrays .* found str"),
+        ([], "images: expected at least one, found an empty list"),
+        (PIXELS[:0], r"images: expected at least one, found torch.uint8 \(0, 3, 16, 16\)"),
+        (PIXELS.astype(np.float32), r"uint8 arrays \(H, W, 3\) or .* found float32 \(3, 16, 16, 3\)"),
+        (IMAGES.numpy(), r"found uint8 \(3, 3, 16, 16\)"),
+        (PIXELS[..., 0], r"found uint8 \(3, 16, 16\)"),
+        (IMAGES[:, :1], r"or tensors \(3, H, W\) or \(b, 3, H, W\), found torch.uint8 \(3, 1, 16, 16\)"),
+        (torch.from_numpy(PIXELS), r"found torch.uint8 \(3, 16, 16, 3\)"),
+        (IMAGES.long(), r"images: expected uint8, or floating-point in \[0, 1\], found torch.int64"),
+        (IMAGES.float(), r"images: expected floating-point values in \[0, 1\], found others"),
+        (torch.full((3, 16, 16), torch.nan), r"images: expected floating-point values in \[0, 1\]"),
+        (IMAGES[..., :8], "images: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+        ([IMAGES[0], Image.new("RGB", (20, 12))], "images: expected 16x16 pixels, .* found 20x12"),
+    ],
+)
+def test_images_that_do_not_fit_are_described(given, message):
+    with pytest.raises(ValueError, match=message):
+        to_images(given, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mask.png", "hole: expected PIL masks .* found str"),
+        ([], "hole: expected at least one, found an empty list"),
+        (MASKS.astype(np.uint8), r"hole: .*bool \(True: missing\) arrays .* found uint8 \(3, 16, 16\)"),
+        (torch.from_numpy(MASKS).float(), "found torch.float32"),
+        (MASKS[0, 0], r"found torch.bool \(16,\)"),
+        (MASKS[:, None].repeat(3, 1), r"found torch.bool \(3, 3, 16, 16\)"),
+        (MASKS[..., :8], "hole: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+    ],
+)
+def test_holes_that_do_not_fit_are_described(given, message):
+    with pytest.raises(ValueError, match=message):
+        to_hole(given, 16)

@@ -30,6 +30,7 @@ from metrics import (
     perplexity,
     psnr,
 )
+from models.perceptual import Perceptual
 
 VGG_CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 VGG_POOLS_AFTER = {2, 7, 14, 21}
@@ -258,6 +259,43 @@ def test_image_measures_refuse_what_would_give_a_wrong_number():
     hole[1] = False
     with pytest.raises(ValueError, match="no missing pixel in image 1"):
         hole_ssim(images, images, hole)
+
+
+def test_diversity_is_the_mean_over_all_pairs_of_completions():
+    completions = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    completions[1] = completions[1, :1]  # an image whose completions are all alike
+
+    def distance(one, other):
+        return (one - other).square().mean(dim=(1, 2, 3))
+
+    pairs = [(i, j) for i in range(4) for j in range(4) if i < j]
+    expected = sum(float((completions[0, i] - completions[0, j]).square().mean()) for i, j in pairs) / len(pairs)
+    found = metrics.diversity(completions, distance)
+    assert found.shape == (2,) and found[1] == 0 and float(found[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_diversity_with_lpips_grows_with_the_difference(tmp_path):
+    torch.manual_seed(0)
+    layers = torchvision.models.alexnet(weights=None).features.state_dict()
+    save_file({f"features.{key}": value for key, value in layers.items()}, tmp_path / "alex.safetensors")
+    lpips = Perceptual("alex", tmp_path / "alex.safetensors")
+    base = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 0.5
+    other = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 0.5
+    near, far = (metrics.diversity(torch.cat((base, base + x * other), dim=1), lpips) for x in (0.1, 1.0))
+    assert 0 < float(near) < float(far)
+
+
+@pytest.mark.parametrize(
+    ("completions", "message"),
+    [
+        (torch.rand(2, 3, 8, 8), r"expected completions \(b, K, 3, H, W\) with K >= 2, found \(2, 3, 8, 8\)"),
+        (torch.rand(2, 1, 3, 8, 8), r"found \(2, 1, 3, 8, 8\)"),
+        (torch.rand(2, 2, 3, 8, 8) * 255, r"values in \[0, 1\]"),
+    ],
+)
+def test_diversity_refuses_single_completions_and_other_ranges(completions, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.diversity(completions, None)
 
 
 # --- codes ---

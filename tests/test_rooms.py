@@ -18,7 +18,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "evaluate": "config data inpainter inputs masks metrics models utils",
     "fid_score": "config data metrics models.base utils",
     "inpainter": "config data decoding inputs masks models utils",
-    "inpainting": "config data decoding drawing inpainter inputs masks metrics models photos utils",
+    "inpainting": "config data decoding drawing inpainter inputs masks metrics models photos utils zoo",
     "inputs": "data masks",
     "masks": "data",
     "metrics": "models.base models.perceptual",
@@ -26,9 +26,10 @@ ALLOWED = {  # "models" allows every file of the folder
     "pictures": "data",
     "squares": "",
     "training": "config data models.base models.processes utils",
-    "training_transformer": "config data decoding masks models training utils",
+    "training_transformer": "config data decoding drawing inputs masks models training utils",
     "training_vqgan": "config data decoding masks metrics models training utils",
     "utils": "",
+    "zoo": "config inpainter",
 }
 LAZY = {"masks": {"data"}}  # only inside a function: importing the room must not load these
 

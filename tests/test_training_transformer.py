@@ -9,10 +9,12 @@ from training_runs import TRAIN, VAL, differences, events, gradients, refusal, s
 import training_transformer
 from config import load_config
 from data import ImageFolder, to_float
+from drawing import patches
+from inputs import GREY
 from masks import FAMILIES
 from models.base import file_hash, read_weights, save_weights
 from models.vqgan import VQGAN
-from training_transformer import Stage2, encode
+from training_transformer import PREVIEWED, Stage2, encode
 
 CPU = torch.device("cpu")
 
@@ -100,17 +102,17 @@ def test_validation_repeats_itself_and_looks_at_every_hole_family(tiny_config_on
         first, second = (stage.validate(stage.model.eval()) for _ in range(2))
     assert set(first) == {"score", "pictures", *FAMILIES}
     assert differences(first, second) == []
-    assert first["pictures"].shape == (3, 34, 2 * 18 - 2) and first["pictures"].dtype == torch.uint8
+    assert first["pictures"].shape == (3, 9 * 18 - 2, 2 * 18 - 2) and first["pictures"].dtype == torch.uint8
 
 
 def test_the_preview_keeps_the_tokens_outside_the_hole(tiny_config_once):
-    """Above the picture as the VQGAN sees it, below the same with the hole filled."""
+    """Above the picture as the VQGAN sees it, below the same with holes, here none, and with the holes filled."""
     stage = stage2(tiny_config_once, **{"vqgan.attention_resolution": 1000})
-    hidden = torch.zeros(4, 16, dtype=torch.bool)
-    stage.holes["thick"] = hidden
+    stage.holes = dict.fromkeys(PREVIEWED, torch.zeros(4, 16, dtype=torch.bool))
     with torch.no_grad():
         sheet = stage._preview(stage.model.eval())
-    assert torch.equal(sheet[:, :16], sheet[:, 18:])
+    for row in range(1, 9):
+        assert torch.equal(sheet[:, :16], sheet[:, 18 * row : 18 * row + 16])
 
 
 def test_the_embedding_starts_from_the_codes_where_it_should(tiny_config_once):
@@ -266,4 +268,20 @@ def test_tensorboard_holds_loss_rate_families_and_pictures_of_stage_2(trained):
         assert all(1 < event.value < 4 for event in log.Scalars(f"val/{family}"))
     assert len(log.Images("val/pictures")) == 5
     picture = log.Images("val/pictures")[-1]
-    assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)
+    assert (picture.width, picture.height) == (4 * 18 - 2, 9 * 18 - 2)
+
+
+def test_the_pictures_of_a_validation_are_fixed_images_under_fixed_holes_of_several_families(tiny_config_once):
+    stage = stage2(tiny_config_once)
+    before = stage._preview(stage.model.eval())
+    rows = before.unfold(1, 16, 18).unfold(2, 16, 18).permute(1, 2, 0, 3, 4)  # (9, images, 3, 16, 16)
+    for number, family in enumerate(PREVIEWED):
+        holes, filled = rows[1 + 2 * number], rows[2 + 2 * number]
+        hidden = patches(stage.holes[family][: rows.shape[1]], 16).expand_as(holes)
+        assert (holes[hidden] == GREY).all() and torch.equal(holes[~hidden], rows[0][~hidden])
+        assert not torch.equal(filled, rows[0])
+    for parameter in stage.model.parameters():
+        torch.nn.init.normal_(parameter)
+    after = stage._preview(stage.model).unfold(1, 16, 18).unfold(2, 16, 18).permute(1, 2, 0, 3, 4)
+    assert torch.equal(after[0], rows[0]) and torch.equal(after[1::2], rows[1::2])  # only the fillings have changed
+    assert not any(torch.equal(after[row], rows[row]) for row in (2, 4, 6, 8))

@@ -233,7 +233,9 @@ def test_load_returns_a_frozen_network(small_lab):
 def test_the_labs_file_needs_a_config_and_one_that_fits(small_lab):
     with pytest.raises(ValueError, match=r"VQGAN\.pt: expected the weights of a VQGAN.*config=FILE\.yml"):
         VQGAN.load(small_lab[0])
-    with pytest.raises(ValueError, match=r"(?s)VQGAN\.pt: does not fit this VQGAN.*Unexpected.*encoder\.model\.0"):
+    with pytest.raises(
+        ValueError, match=r"VQGAN\.pt: does not fit this VQGAN: .*unexpected encoder\.model\.0.*; and \d+"
+    ):
         VQGAN.load(small_lab[0], VQGANConfig.model_validate(PATCH))
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         VQGAN.load("none.pt", small_lab[1])
