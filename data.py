@@ -5,6 +5,7 @@ Every conversion of value range and polarity happens here, once:
   hole    bool (N, 1, H, W), True = missing; on disk 0 = hole, 255 = known (as in the lab)
 """
 
+import contextlib
 import csv
 import hashlib
 import math
@@ -43,14 +44,14 @@ def file_number(path: Path) -> int | None:
     return int(digits[-1]) if digits else None
 
 
-def list_images(folder) -> list[Path]:
+def list_images(folder, suffixes=frozenset(EXTENSIONS)) -> list[Path]:
     """The picture files of `folder`, by number, then by name. Raises ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
-        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(suffixes))})")
     return sorted(files, key=lambda path: (file_number(path) or 0, path.name))
 
 
@@ -68,13 +69,19 @@ def pair(images: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
     return list(zip(images, masks, strict=True))
 
 
-def open_upright(path) -> Image.Image:
-    """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
+@contextlib.contextmanager
+def readable(path) -> Iterator[None]:
+    """What Pillow raises inside, while it reads, becomes a ValueError naming the file."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
+        yield
     except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def open_upright(path) -> Image.Image:
+    """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
+    with readable(path), Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture)
 
 
 def to_mode(picture: Image.Image, mode: str) -> Image.Image:

@@ -3,6 +3,7 @@
     python inpainting.py                                    # skimage's cat chelsea, every family of holes
     python inpainting.py --test-maskedimage-path masked_image --test-mask-path mask64 --gtcsv-path test_gt.csv
     python inpainting.py --mask-func linear --sweet-spot 10 --total-iter 10
+    python inpainting.py --image photo.jpg --mask mask.png --out filled.png   # a picture of any size
     python inpainting.py --samples 4 --animate              # four answers an image, and films of the decoding
     python inpainting.py --list                             # the weights that are here
 
@@ -12,6 +13,7 @@ From Python: `Inpainter.from_pretrained("pretrained/cats64")(images, hole)`.
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,7 @@ from masks import SCHEDULES
 from metrics import diversity, hole_psnr
 from models.base import file_hash
 from models.perceptual import Perceptual
+from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
 from utils import log, profile, start_logging
 from zoo import listing
 
@@ -187,6 +190,49 @@ def write_manifest(
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def fill_photos(
+    inpainter: Inpainter,
+    jobs: list[tuple[Path, Path | None, Path]],
+    args: argparse.Namespace,
+    decoding: DecodingConfig,
+) -> None:
+    """Fills pictures of any size; one that cannot be is reported, and the exit status is 1 when the others are done."""
+    failed = False
+    for number, (image, mask, out) in enumerate(tqdm(jobs, desc="inpainting", unit="picture")):
+        try:
+            photo = read_photo(image, mask, args.hole_color, args.box)
+            pictures, notes = fill_photo(
+                inpainter, photo, args.seed + number, args.samples, decoding,
+                margin=args.margin, context=args.context, batch_size=args.batch_size,
+            )  # fmt: skip
+            for sample, pixels in enumerate(pictures):
+                path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
+                notes += write_photo(path, photo, pixels)
+        except (ValueError, OSError) as error:
+            failed = True
+            tqdm.write(f"inpainting.py: error: {error}", file=sys.stderr)
+        else:
+            for note in photo.notes + notes:
+                tqdm.write(f"note: {note}")
+    if failed:
+        sys.exit(1)
+
+
+def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
+    """Reads `count` integers, written 1,2,3."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            values = tuple(int(part) for part in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"expected {count} integers with commas between, found {text}")
+        return values
+
+    return parse
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every flag with a hyphen is understood with an underscore too."""
     parser = argparse.ArgumentParser(
@@ -199,16 +245,31 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("files")
     add_flag(where, "--checkpoint", default=PRETRAINED, metavar="DIR", type=Path,
              help="folder with vqgan.safetensors and transformer.safetensors (default: pretrained/cats64)")  # fmt: skip
-    add_flag(where, "--out", default=Path("results"), type=Path, metavar="DIR", help="default: results")
+    add_flag(
+        where,
+        "--out",
+        default=Path("results"),
+        type=Path,
+        metavar="DIR",
+        help="folder, or with --image a file (default: results)",
+    )
     add_flag(where, "--test-maskedimage-path", metavar="DIR", help="images with holes (or whole: holes are cut out)")
     add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, in the same order: 0 = hole, 255 = known")
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
-             help="completions an image; all but the first go to OUT/samples (default: 1)")  # fmt: skip
+             help="answers an image; further ones go to OUT/samples, all of --image to NAME_k.png (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
              help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
     add_flag(where, "--list", action="store_true", help="list the weights in pretrained/ and checkpoints/, and stop")
+    own = parser.add_argument_group("your picture, of any size and mode; its hole is a mask, a colour, a box, "
+                                    "or else what is transparent")  # fmt: skip
+    add_flag(own, "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
+    add_flag(own, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
+    add_flag(own, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
+    add_flag(own, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
+    add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
+             help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
     add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
@@ -257,6 +318,12 @@ def lpips(args: argparse.Namespace, device: torch.device) -> Perceptual | None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where flags do not go together."""
+    if args.image and args.test_maskedimage_path:
+        parser.error("--image and --test-maskedimage-path exclude each other")
+    if not args.image and (args.mask or args.hole_color or args.box):
+        parser.error("--mask, --hole-color and --box tell the hole of --image, which is missing")
+    if not args.context >= 1:
+        parser.error("--context must be at least 1")
     if (args.test_maskedimage_path is None) != (args.test_mask_path is None):
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
@@ -281,8 +348,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     check(parser, args)
     try:
+        jobs = pair_photos(args.image, args.mask, args.out) if args.image else []
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = override(inpainter.decoding, args)
+        if jobs:
+            return fill_photos(inpainter, jobs, args, decoding)
         if args.test_mask_path:
             paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path
             inputs = Folders(*paths, inpainter.size, args.num_workers)
