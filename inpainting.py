@@ -198,7 +198,7 @@ def fill_photos(
 ) -> None:
     """Fills pictures of any size; one that cannot be is reported, and the exit status is 1 when the others are done."""
     failed = False
-    for number, (image, mask, out) in enumerate(tqdm(jobs, desc="inpainting", unit="picture")):
+    for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
         try:
             photo = read_photo(image, mask, args.hole_color, args.box)
             pictures, notes = fill_photo(
@@ -265,9 +265,10 @@ def build_parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("your picture, of any size and mode; its hole is a mask, a colour, a box, "
                                     "or else what is transparent")  # fmt: skip
     add_flag(own, "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
-    add_flag(own, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
-    add_flag(own, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
-    add_flag(own, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
+    hole = own.add_mutually_exclusive_group()
+    add_flag(hole, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
+    add_flag(hole, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
+    add_flag(hole, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
              help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
