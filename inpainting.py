@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,55 +26,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import add_flag, explain
-from data import to_float, to_pixels, write_image
+from data import to_pixels, write_image
 from decoding import DecodingConfig
 from drawing import Sheets, confidence_map, drawn
 from inpainter import PRETRAINED, Filled, Inpainter, sample_seed
 from inputs import Folders, Inputs, batches, chelsea
 from masks import SCHEDULES
-from metrics import diversity, hole_psnr
 from models.base import file_hash
 from models.perceptual import Perceptual
 from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
+from tally import Tally, spread_of
 from utils import log, profile, start_logging
 from zoo import listing
 
 __all__ = ["Filled", "Inpainter"]
-
-
-@dataclass
-class Tally:
-    """Sums over the images of a group, for its row of the table."""
-
-    images: int = 0
-    missing: float = 0.0  # shares of pixels
-    scored: int = 0  # images with a hole whose truth is known
-    psnr: float = 0.0  # in dB, in the hole
-    compared: int = 0  # images with a hole and several completions
-    distance: float = 0.0  # their diversity, see metrics
-
-    def add(self, hole: Tensor, filled: Tensor, truth: Tensor | None, spread: Tensor | None) -> None:
-        """Counts images (b, 3, H, W) uint8; `spread` (b,) is their diversity."""
-        self.images += len(hole)
-        self.missing += float(hole.float().mean(dim=(1, 2, 3)).sum())
-        some = hole.flatten(1).any(dim=1)
-        if truth is not None and some.any():
-            self.scored += int(some.sum())
-            self.psnr += float(hole_psnr(to_float(filled[some]), to_float(truth[some]), hole[some]).sum())
-        if spread is not None:
-            self.compared += int(some.sum())
-            self.distance += float(spread[some].sum())
-
-    @property
-    def diversity(self) -> float | None:
-        """The mean over images with a hole; None where it was not measured."""
-        return self.distance / self.compared if self.compared else None
-
-    def row(self, group: str, samples: int = 1) -> str:
-        quality = f"{self.psnr / self.scored:.2f}" if self.scored else "-"
-        line = f"{group:<10} {self.images:>4} {100 * self.missing / self.images:>7.1f} {quality:>13}"
-        spread = "-" if self.diversity is None else f"{self.diversity:.4f}"
-        return f"{line} {spread:>10}" if samples > 1 else line
 
 
 def more_samples(
@@ -88,14 +52,6 @@ def more_samples(
         *_, state = inpainter.steps(batch.images, batch.hole, others, args.margin, decoding)
         completions.append(inpainter.finish(batch.images, batch.hole, state.tokens).images)
     return completions
-
-
-def spread_of(completions: list[Tensor], distance: Callable | None, device: torch.device) -> Tensor | None:
-    """The diversity (b,) of uint8 completions (b, 3, H, W), at least two; None without a `distance`."""
-    if distance is None or len(completions) < 2:
-        return None
-    with torch.no_grad():
-        return diversity(torch.stack([to_float(images.to(device)) for images in completions], dim=1), distance).cpu()
 
 
 def run(
@@ -258,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
-             help="answers an image; further ones go to OUT/samples, all of --image to NAME_k.png (default: 1)")  # fmt: skip
+             help="answers an image: the further ones in OUT/samples, of --image NAME_k.png (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
              help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
     add_flag(where, "--list", action="store_true", help="list the weights in pretrained/ and checkpoints/, and stop")

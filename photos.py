@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data import as_hole, list_images, open_upright, pair, readable, to_pixels
 from decoding import DecodingConfig
-from inpainter import Inpainter
+from inpainter import Inpainter, sample_seed
 from pictures import FORMATS, Picture, format_of, read_picture, write_picture
 from squares import CONTEXT, EVERYWHERE, Square, crop, crop_boxes, fit_rim, inside, regions, shrink
 from utils import mix
@@ -251,9 +251,7 @@ def fill_photo(
 
 def region_seed(seed: int, sample: int, region: int) -> int:
     """`seed` itself for the first region of the first completion: a small picture is filled as `Inpainter` does."""
-    if region:
-        return mix(seed, sample, region)
-    return mix(seed, sample) if sample else seed
+    return mix(seed, sample, region) if region else sample_seed(seed, sample)
 
 
 def _shrinking(name: str, parts: Cut, size: int) -> list[str]:
