@@ -56,6 +56,7 @@ class Settings:
     compiled: bool
     threads: int
     perceptual: str | None  # backbone weights for stage 1's LPIPS; None: without LPIPS
+    operators: bool = False  # profile ours: where does the time go?
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Row:
     gflop: float | None = None  # a repeat, counted by torch
     ceiling: float | None = None  # GFLOP/s of the machine at this precision
     peak_mb: float | None = None
+    operators: dict[str, float] | None = None  # shares of the time, the largest first
 
     @property
     def rate(self) -> float:
@@ -100,6 +102,15 @@ def gflop(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
+
+
+def operators(work: Callable[[], object], most: int = 8) -> dict[str, float]:
+    """The torch operators in which `work` spends most of its time, and their shares of it, in [0, 1]."""
+    with torch.profiler.profile() as profiler:
+        work()
+    own = {e.key: getattr(e, "self_device_time_total", 0) or e.self_cpu_time_total for e in profiler.key_averages()}
+    largest = sorted(own, key=own.get, reverse=True)[:most]
+    return {key: round(own[key] / sum(own.values()), 3) for key in largest}
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -321,8 +332,9 @@ def compare(
     rows = []
     for name, (images, build, config, *rest) in works.items():
         peak = peak_mb(build, config, settings, images, *rest) if memory else None
-        own = ceiling if not name.startswith("reference") else None
-        rows.append(Row(part, name, images, seconds[name], gflop(built[name]), own, peak))
+        ours = not name.startswith("reference")
+        shares = operators(built[name]) if ours and settings.operators else None
+        rows.append(Row(part, name, images, seconds[name], gflop(built[name]), ceiling if ours else None, peak, shares))
     return rows
 
 
@@ -356,6 +368,9 @@ def table(rows: list[Row]) -> str:
             f"{row.peak_mb:.0f}" if row.peak_mb else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    for row in (row for row in rows if row.operators):
+        shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in row.operators.items())
+        lines.append(f"\n{row.part} {row.name}: {shares}")
     return "\n".join(lines)
 
 
@@ -372,6 +387,7 @@ def main(argv: list[str] | None = None) -> None:
     add_flag(parser, "--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add_flag(parser, "--compile", action="store_true", help="torch.compile our inpainting")
     add_flag(parser, "--threads", type=int, default=torch.get_num_threads())
+    add_flag(parser, "--operators", action="store_true", help="profile ours: where does the time go?")
     add_flag(parser, "--perceptual-weights", metavar="FILE", help="VGG16 features: stage 1 with LPIPS (else without)")
     add_flag(parser, "--json", type=Path, default=Path("results/benchmark.json"), metavar="FILE")
     args = parser.parse_args(argv)
@@ -381,7 +397,9 @@ def main(argv: list[str] | None = None) -> None:
         configs = {name: load_config(ROOT / "configs" / f"{name}.yml") for name in models}
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    settings = Settings(str(device), args.precision, args.compile, args.threads, args.perceptual_weights)
+    settings = Settings(
+        str(device), args.precision, args.compile, args.threads, args.perceptual_weights, args.operators
+    )
     start(settings)
     repeats = 1 if args.quick else args.repeats
     limits = ceilings(device, repeats, 512 if args.quick or device.type == "cpu" else 8192)

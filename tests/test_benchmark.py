@@ -36,6 +36,14 @@ def test_operations_of_a_linear_layer_forward_and_backward():
     )  # no input grad
 
 
+def test_operators_are_those_that_take_the_time():
+    a = torch.randn(400, 400)
+    shares = benchmark.operators(lambda: [a @ a for _ in range(5)], most=3)
+    assert next(iter(shares)) == "aten::mm" and 0.5 < shares["aten::mm"] <= 1 and len(shares) <= 3
+    text = benchmark.table([Row("tiny", "stage 1", 4, [1.0], operators={"aten::mm": 0.5, "aten::add": 0.25})])
+    assert text.endswith("tiny stage 1: mm 50%, add 25%")
+
+
 def test_rate_and_share_use_the_median():
     row = Row("tiny", "x", 10, [1.0, 9.0, 2.0], gflop=8.0, ceiling=16.0)
     assert (row.rate, row.share) == (5.0, 0.25)
@@ -91,7 +99,9 @@ def test_peak_memory_is_of_the_work_and_not_of_this_process(tiny):
 def test_quick_prints_tables_and_writes_every_repeat(tiny_config_once, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "load_config", lambda path: load_config(tiny_config_once))
     report = tmp_path / "new" / "report.json"
-    benchmark.main(["--quick", "--device", "cpu", "--precision", "float32", "--threads", "1", "--json", str(report)])
+    benchmark.main(
+        ["--quick", "--device", "cpu", "--precision", "float32", "--threads", "1", "--operators", "--json", str(report)]
+    )
     printed, found = capsys.readouterr().out, json.loads(report.read_text())
     rows = {row["name"]: row for row in found["rows"]}
     ours, reference = rows["inpainting"], rows["reference inpainting"]
@@ -101,6 +111,7 @@ def test_quick_prints_tables_and_writes_every_repeat(tiny_config_once, tmp_path,
     assert {"stage 1", "reference stage 1", "stage 2", "reference stage 2", "transformer passes"} <= set(rows)
     assert {"inpainting, T = 4, batch 8", "inpainting, T = 5, batch 4", "stage 2, 1000 images cached"} <= set(rows)
     assert found["machine"]["torch"] == torch.__version__ and found["ceilings_gflop_s"]["float32 product"] > 0
+    assert all(0 < sum(row["operators"].values()) <= 1 for name, row in rows.items() if "reference" not in name)
     assert all(row["gflop"] > 0 and min(row["seconds"]) > 0 for row in found["rows"])
 
 
