@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import classical
 from config import ROOT, explain
 from data import to_float, to_pixels, to_uint8
 from decoding import DecodingConfig, State, sample
@@ -97,15 +98,23 @@ class Inpainter:
             raise ValueError(f"{paths[1]}: its decoding: {_one_line(error)}") from error
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 
-    def hide(self, hole: Tensor, margin: int = 0) -> Tensor:
-        """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings."""
-        return to_hidden(hole, self.vqgan.config.grid, margin).to(self.device)
+    def hide(self, hole: Tensor, margin: int = 0, rule: str = "any") -> Tensor:
+        """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings.
+
+        With the rule `majority`: tokens with more missing than known pixels.
+        """
+        return to_hidden(hole, self.vqgan.config.grid, margin, rule).to(self.device)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, hole: Tensor) -> Tensor:
-        """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32."""
-        grey = images.masked_fill(hole, GREY)
-        return self.vqgan.encode(to_float(grey).to(self.device, memory_format=self.layout))
+    def encode(self, images: Tensor, hole: Tensor, pre_fill: bool = False) -> Tensor:
+        """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32.
+
+        `pre_fill` paints the holes by Navier-Stokes inpainting instead.
+        """
+        painted = images.masked_fill(hole, GREY)
+        if pre_fill:
+            painted = classical.fill("navier_stokes", painted, hole)
+        return self.vqgan.encode(to_float(painted).to(self.device, memory_format=self.layout))
 
     def predict(self, tokens: Tensor) -> Tensor:
         """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
@@ -126,9 +135,12 @@ class Inpainter:
         seeds: Sequence[int],
         margin: int = 0,
         decoding: DecodingConfig | None = None,
+        token_rule: str = "any",
+        pre_fill: bool = False,
     ) -> Iterator[State]:
         """Decodes iteratively, a State after each iteration; `seeds` holds one integer >= 0 an image.
 
+        `margin` and `token_rule` as for `hide`, `pre_fill` as for `encode`.
         Raises ValueError where shapes or dtypes do not fit.
         """
         shape = (len(images), 3, self.size, self.size)
@@ -137,7 +149,7 @@ class Inpainter:
         shape = (len(images), 1, self.size, self.size)
         if hole.dtype != torch.bool or hole.shape != shape:
             raise ValueError(f"hole: expected bool {shape}, found {hole.dtype} {tuple(hole.shape)}")
-        tokens, hidden = self.encode(images, hole), self.hide(hole, margin)
+        tokens, hidden = self.encode(images, hole, pre_fill), self.hide(hole, margin, token_rule)
         return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding or self.decoding, seeds)
 
     def finish(self, images: Tensor, hole: Tensor, tokens: Tensor, confidence: Tensor | None = None) -> Filled:
@@ -158,7 +170,11 @@ class Inpainter:
         temperature: float | None = None,
         sampling_temperature: float | None = None,
         top_k: int | None = None,
+        forget: bool | None = None,
+        second_look: float | None = None,
         margin: int = 0,
+        token_rule: str = "any",
+        pre_fill: bool = False,
         samples: int = 1,
     ) -> Filled:
         """Fills the holes of one picture or of a batch of the model's size.
@@ -170,7 +186,7 @@ class Inpainter:
         seed: one integer >= 0 for all, image i then takes seed + i, or one an image
         steps, schedule: iterations and mask schedule; with the other keywords see `DecodingConfig` (total_iter,
             mask_func); None: as the checkpoint says
-        margin: rings of tokens hidden around the hole
+        margin, token_rule, pre_fill: see `hide` and `encode`
         samples: completions an image; those of image i are rows i * samples ... of the `Filled`, the first of them
             what samples=1 gives
 
@@ -187,13 +203,13 @@ class Inpainter:
         try:
             decoding = self.decoding.changed(
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, sampler=sampler, temperature=temperature,
-                sampling_temperature=sampling_temperature, top_k=top_k,
+                sampling_temperature=sampling_temperature, top_k=top_k, forget=forget, second_look=second_look,
             )  # fmt: skip
         except pydantic.ValidationError as error:
             raise ValueError(_one_line(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
         images, hole = (x.repeat_interleave(samples, dim=0) for x in (images, hole))
         seeds = [sample_seed(one, number) for one in seeds for number in range(samples)]
-        *_, last = self.steps(images, hole, seeds, margin, decoding)
+        *_, last = self.steps(images, hole, seeds, margin, decoding, token_rule, pre_fill)
         return self.finish(images, hole, last.tokens, last.confidence)
 
 

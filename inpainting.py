@@ -31,7 +31,7 @@ from decoding import DecodingConfig
 from drawing import Sheets, confidence_map, drawn
 from inpainter import PRETRAINED, Filled, Inpainter, sample_seed
 from inputs import Folders, Inputs, batches, chelsea
-from masks import SCHEDULES
+from masks import SCHEDULES, TOKEN_RULES
 from models.base import file_hash
 from models.perceptual import Perceptual
 from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
@@ -42,6 +42,11 @@ from zoo import listing
 __all__ = ["Filled", "Inpainter"]
 
 
+def how(args: argparse.Namespace) -> dict[str, object]:
+    """The flags that `Inpainter.steps` takes, but for the decoding."""
+    return {"margin": args.margin, "token_rule": args.token_rule, "pre_fill": args.pre_fill}
+
+
 def more_samples(
     inpainter: Inpainter, batch: Inputs, seeds: Sequence[int], args: argparse.Namespace, decoding: DecodingConfig
 ) -> list[Tensor]:
@@ -49,7 +54,7 @@ def more_samples(
     completions = []
     for number in range(1, args.samples):
         others = [sample_seed(seed, number) for seed in seeds]
-        *_, state = inpainter.steps(batch.images, batch.hole, others, args.margin, decoding)
+        *_, state = inpainter.steps(batch.images, batch.hole, others, decoding=decoding, **how(args))
         completions.append(inpainter.finish(batch.images, batch.hole, state.tokens).images)
     return completions
 
@@ -78,14 +83,14 @@ def run(
         for start, batch in batches(inputs, args.batch_size):
             rows, history = sheets.rows(start, len(batch)), []
             seeds = range(args.seed + start, args.seed + start + len(batch))
-            for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
+            for state in inpainter.steps(batch.images, batch.hole, seeds, decoding=decoding, **how(args)):
                 if rows:
                     history.append(sheets.draw(state, batch, rows))
                 profiler_step()
             filled = inpainter.finish(batch.images, batch.hole, state.tokens, state.confidence)
             further = more_samples(inpainter, batch, seeds, args, decoding)
             spread = spread_of([filled.images, *further], distance, inpainter.device)
-            hidden = inpainter.hide(batch.hole, args.margin)
+            hidden = inpainter.hide(batch.hole, args.margin, args.token_rule)
             maps = confidence_map(batch.images, hidden, filled.confidence, codes)
             for done in pending:
                 done.result()  # raises what writing raised
@@ -129,7 +134,7 @@ def write_manifest(
     manifest = {
         "decoding": decoding.model_dump(),
         "seed": args.seed,
-        "margin": args.margin,
+        **how(args),
         "samples": args.samples,
         "diversity": {group: tally.diversity for group, tally in tallies.items()},  # None: not measured
         "checkpoint": str(args.checkpoint),
@@ -159,7 +164,7 @@ def fill_photos(
             photo = read_photo(image, mask, args.hole_color, args.box)
             pictures, notes = fill_photo(
                 inpainter, photo, args.seed + number, args.samples, decoding,
-                margin=args.margin, context=args.context, batch_size=args.batch_size,
+                context=args.context, batch_size=args.batch_size, **how(args),
             )  # fmt: skip
             for sample, pixels in enumerate(pictures):
                 path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
@@ -231,13 +236,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
     add_flag(how, "--mask-func", choices=list(SCHEDULES), help="mask schedule")
-    add_flag(how, "--sampler", choices=["maskgit", "lab", "random", "halton"],
-             help="order of decoding: log p + noise, p + noise, any, or evenly spread")  # fmt: skip
-    add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks as 1 - t/T")
+    add_flag(how, "--sampler", choices=["maskgit", "lab", "growing", "random", "halton"],
+             help="order of decoding: log p + noise, p + noise, p + growing noise, any, or evenly spread")  # fmt: skip
+    add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks, or grows")
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
     add_flag(how, "--top-k", type=int, metavar="K", help="draw from the K most probable codes; 0: from all")
+    add_flag(how, "--forget", action="store_true", default=None, help="predict from the given tokens alone")
+    add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")
     add_flag(how, "--margin", type=int, default=0, help="rings of tokens hidden around the hole (default: 0)")
+    add_flag(how, "--token-rule", choices=TOKEN_RULES, default="any",
+             help="a token is hidden where any, or most, of its pixels are missing (default: any)")  # fmt: skip
+    add_flag(how, "--pre-fill", action="store_true", help="encode the hole filled by Navier-Stokes instead of grey")
     run_time = parser.add_argument_group("running")
     add_flag(run_time, "--batch-size", type=int,
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip

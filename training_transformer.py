@@ -125,11 +125,12 @@ class Stage2:
         Images, holes and seeds are always the same: from one validation to the next only the model differs.
         """
         tokens = self.val[:PREVIEWS].long().to(self.device)
+        decoding = self.decoding.changed(forget=False)  # or it would read the true tokens underneath
         rows = [self._decoded(tokens)]
         for family in PREVIEWED:
             hidden = self.holes[family][:PREVIEWS].to(self.device)
             with autocast(self.device, self.settings.precision):
-                filled = fill(model.of_hidden, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
+                filled = fill(model.of_hidden, tokens, hidden, model.mask_id, decoding, range(len(tokens)))
             rows += [rows[0].masked_fill(patches(hidden, rows[0].shape[-1]), GREY), self._decoded(filled)]
         return grid(torch.cat(rows), columns=len(tokens))
 
