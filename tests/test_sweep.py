@@ -291,7 +291,7 @@ def test_wrong_rows_masks_and_weights_are_named(refused, config, tmp_path, check
     rewrite(config, rows=[*ROWS[:1], *ROWS[:1]])
     assert "two rows are called grey" in refused()
     rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": "nowhere"}])
-    assert "nowhere/vqgan.safetensors: no such weights file" in refused()
+    assert "nowhere: expected a folder with vqgan.safetensors" in refused()
     rewrite(config, rows=ROWS[:1])
     for index in range(N):
         write_image(tmp_path / "full" / f"mask_{index}.png", np.full((SIZE, SIZE), 255 * (index == 2), np.uint8))
