@@ -25,7 +25,8 @@ class Figure(NamedTuple):
 
 FIGURES = {
     "fd_vgg16": Figure("FD-VGG16", 1),
-    "kid": Figure("KID", 4),
+    "kid": Figure("KID", 3),
+    "kid_sd": Figure("KID's sd", 3, 0),
     "lpips": Figure("LPIPS", 4),
     "psnr": Figure("PSNR dB", 2, 1),
     "ssim": Figure("SSIM", 3, 1),
@@ -33,7 +34,7 @@ FIGURES = {
     "seconds": Figure("s an image", 3, 0),
     "code_usage": Figure("codes in use", 3, 0),
 }
-RAW = ("raw_fd_vgg16", "raw_kid", "raw_lpips", "raw_ssim")
+RAW = ("raw_fd_vgg16", "raw_kid", "raw_kid_sd", "raw_lpips", "raw_ssim")
 OF_VQGAN = ("psnr", "lpips", "ssim", "fd_vgg16", "kid", "code_usage")
 WHOLE = "whole"  # the family of holes in which everything is missing: how well a VQGAN does on whole images
 NO_METHODS = ("masked", "floor")  # kinds that are never the best: they fill nothing, or know the truth
@@ -71,7 +72,7 @@ def read_lines(path: Path) -> list[Line]:
 def write_lines(path: Path, lines: list[Line]) -> None:
     """Writes a rows.csv, replacing the one there at once."""
     names = dict.fromkeys(name for line in lines for name in line.figures)
-    known = {name: place for place, name in enumerate((*FIGURES, "kid_sd", *RAW, "raw_kid_sd"))}
+    known = {name: place for place, name in enumerate((*FIGURES, *RAW))}
     columns = sorted(names, key=lambda name: (known.get(name, len(known)), name))
 
     def write(temporary: Path) -> None:
@@ -198,10 +199,12 @@ def _by_hole_size(family: str, own: list[Line]) -> list[str]:
 
 
 NOTE = (
-    "FD-VGG16 is not the FID; lower is better, as for KID, LPIPS and L1, and higher for PSNR and SSIM. PSNR, SSIM and "
-    "L1 are taken in the hole, where PSNR and L1 of the decoder's output are those of the composited picture. ± is the "
-    "sample standard deviation over decoding seeds. Bold: the best of a column, masked input and true tokens aside; ≈: "
-    "less than 2 standard deviations (root mean square of both rows') behind the best, which counts as no difference."
+    "FD-VGG16 is not the FID; lower is better, as for KID, LPIPS and L1, and higher for PSNR and SSIM. KID, of the "
+    "same features, is a mean over subsets of 500, with their sd beside it; below 0 images are nearer to their own "
+    "truths than other true images are. PSNR, SSIM and L1 are taken in the hole, where PSNR and L1 of the decoder's "
+    "output are those of the composited picture. ± is the sample standard deviation over decoding seeds. Bold: the "
+    "best of a column, masked input and true tokens aside; ≈: less than 2 standard deviations (root mean square of "
+    "both rows') behind the best, which counts as no difference."
 )
 
 
@@ -216,17 +219,22 @@ def draw(out: Path, families: dict[str, list[Line]]) -> None:
         log.warning("no plots: they need matplotlib (pip install -r requirements-dev.txt)")
         return
     rows = list(dict.fromkeys(line.row for own in families.values() for line in own))
-    colours = {row: f"C{number}" for number, row in enumerate(rows)}
+    styles = {
+        row: {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+        for number, row in enumerate(rows)
+    }
     _draw_fd(Canvas, families, rows, out / "fd.png")
     sized = {family: own for family, own in families.items() if len(bins(own)) > 1}
     if sized:
-        _draw_hole_size(Canvas, sized, colours, out / "hole_size.png")
+        _draw_hole_size(Canvas, sized, styles, out / "hole_size.png")
     if series := by_total_iter(families):
         _draw_total_iter(Canvas, series, out / "total_iter.png")
 
 
 def _draw_fd(canvas, families: dict[str, list[Line]], rows: list[str], path: Path) -> None:
     """A panel a family, a line a row: mean and standard deviation of FD-VGG16."""
+    from matplotlib.ticker import LogLocator
+
     figure = canvas(figsize=(3 + 2.5 * len(families), 1 + 0.3 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
     for panel, (family, own) in zip(panels, families.items(), strict=True):
@@ -234,23 +242,26 @@ def _draw_fd(canvas, families: dict[str, list[Line]], rows: list[str], path: Pat
             if value := spread([line for line in own if line.row == row], "fd_vgg16"):
                 panel.errorbar(value.mean, place, xerr=value.sd, fmt="o", color="C0", capsize=3)
         panel.set(title=family, xscale="log", xlabel="FD-VGG16", yticks=range(len(rows)), yticklabels=rows)
-        panel.grid(alpha=0.3, which="both")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=120)
 
 
-def _draw_hole_size(canvas, families: dict[str, list[Line]], colours: dict[str, str], path: Path) -> None:
+def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, dict], path: Path) -> None:
     """PSNR above LPIPS, a column a family, a curve a row."""
     figure = canvas(figsize=(3 + 3.5 * len(families), 7), layout="constrained")
     panels = figure.subplots(2, len(families), squeeze=False)
     for column, (family, own) in enumerate(families.items()):
         sizes = bins(own)
         for panel, name in zip(panels[:, column], ("psnr", "lpips"), strict=True):
-            for row, colour in colours.items():
+            for row, style in styles.items():
                 values = [spread([line for line in own if line.row == row], f"{name} {size}") for size in sizes]
                 if all(values):
                     panel.errorbar(sizes, [value.mean for value in values], [value.sd for value in values],
-                                   color=colour, label=row, marker="o", capsize=3)  # fmt: skip
+                                   **style, label=row, marker="o", capsize=3)  # fmt: skip
             panel.set(title=family, ylabel=FIGURES[name].label, xlabel="missing pixels, %")
             panel.grid(alpha=0.3)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -286,9 +297,8 @@ def _draw_total_iter(canvas, series: dict[str, dict[str, dict[int, Spread]]], pa
         for name, curve in curves.items():
             means, sds = zip(*((value.mean, value.sd) for value in curve.values()), strict=True)
             panel.errorbar(list(curve), means, sds, marker="o", capsize=3, label=f"{name}, ...")
-        panel.set(
-            title=family, xscale="log", xlabel="T", ylabel="FD-VGG16", xticks=list(curve), xticklabels=list(curve)
-        )
+        steps = sorted({t for curve in curves.values() for t in curve})
+        panel.set(title=family, xscale="log", xlabel="T", ylabel="FD-VGG16", xticks=steps, xticklabels=steps)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()

@@ -88,6 +88,17 @@ def test_rows_that_differ_in_total_iter_alone_make_a_curve():
     assert [(t, value.mean) for t, value in found["box"]["T8"].items()] == [(2, 3.0), (8, 9.0)]
 
 
+def test_a_curve_over_total_iter_is_drawn(tmp_path):
+    lines = [
+        line(f"T{t}", family, decoding={"total_iter": t, "sweet_spot": t}, fd_vgg16=10.0 + t)
+        for family in ("box", "half")
+        for t in (1, 2, 8)
+    ]
+    report.write_report(tmp_path, lines, {"command": "x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fd.png", "results.md", "total_iter.png"]
+    assert (tmp_path / "total_iter.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_the_tables_are_written_and_the_log_says_what_is_missing(tmp_path, monkeypatch, caplog):
     original = builtins.__import__
 
