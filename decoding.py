@@ -12,7 +12,7 @@ The loop sees `predict: tokens (b, n) -> logits (m, k)`, never a model, a traine
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,16 +31,22 @@ class DecodingConfig(Settings):
     total_iter: int = pydantic.Field(10, ge=1, description="T, iterations that the mask schedule is laid out over")
     sweet_spot: int = pydantic.Field(10, ge=1, description="iteration, at most T, that fills everything still hidden")
     mask_func: str = pydantic.Field("cosine", description="mask schedule: cosine, linear, square, cubic or sqrt")
-    sampler: Literal["maskgit", "lab", "random", "halton"] = pydantic.Field(
+    sampler: Literal["maskgit", "lab", "growing", "random", "halton"] = pydantic.Field(
         "maskgit",
-        description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), random, or spread "
-        "evenly over the image (halton)",
+        description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), the same with noise "
+        "that grows (growing), random, or spread evenly over the image (halton)",
     )
     temperature: float = pydantic.Field(
-        4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r"
+        4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r, or grows as 1 - mask_func(r)"
     )
     sampling_temperature: float = pydantic.Field(1.0, ge=0, description="temperature of the codes; 0 takes the argmax")
     top_k: int = pydantic.Field(0, ge=0, description="codes are drawn from the k most probable ones; 0 = from all")
+    forget: bool = pydantic.Field(
+        False, description="predict from the tokens of the picture as it was given, never from those decided since"
+    )
+    second_look: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="share of the decided tokens, the least sure, that is hidden and decoded once more"
+    )
 
     @pydantic.field_validator("mask_func")
     @classmethod
@@ -53,6 +59,20 @@ class DecodingConfig(Settings):
         if self.sweet_spot > self.total_iter:
             raise ValueError(f"sweet_spot = {self.sweet_spot} must be at most total_iter = {self.total_iter}")
         return self
+
+    @property
+    def needs_seed(self) -> bool:
+        """Whether two seeds may give two results."""
+        noisy = self.sampler == "random" or (self.sampler != "halton" and self.temperature > 0)
+        return (self.sampling_temperature > 0 and self.top_k != 1) or (noisy and self.sweet_spot > 1)
+
+    def changed(self, given: Mapping[str, object]) -> "DecodingConfig":
+        """These options with the `given` ones; total_iter alone moves the sweet spot with it.
+
+        Raises pydantic.ValidationError.
+        """
+        moved = {"sweet_spot": given["total_iter"]} if "total_iter" in given else {}
+        return DecodingConfig.model_validate(self.model_dump() | moved | dict(given))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,17 +100,18 @@ def sample(
 
     predict: tokens (b, n), mask_id where hidden, -> logits (m, k) of the m hidden tokens, in row-major order, of any
         float type, k <= mask_id; images that are complete are not among the b
-    tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden; hidden (b, n) bool; neither is modified
+    tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden (but with `config.forget`, which reads
+        what was there); hidden (b, n) bool; neither is modified
     seeds: b integers >= 0. Image i's draws at step t are a function of (seeds[i], t) alone, made on the CPU: its
     result depends neither on the rest of the batch nor on the device that draws.
 
-    Known and decided tokens are never sampled again. Without a hidden token anywhere there is one State, the tokens
-    as they are, and no call of `predict`. Runs without gradients.
+    Known and decided tokens are never sampled again, but for the second look: after the last iteration the least sure
+    of the decided ones are hidden, and the schedule goes on from where about as many were left. Without a hidden
+    token anywhere there is one State, the tokens as they are, and no call of `predict`. Runs without gradients.
     Raises ValueError, at once, for tensors or seeds that do not fit, and while iterating for logits that do not.
     """
-    seeds = _check_inputs(tokens, hidden, mask_id, seeds)
-    start = State(0, tokens.masked_fill(hidden, mask_id), hidden, torch.ones(tokens.shape, device=tokens.device))
-    return _iterate(predict, start, mask_id, config, seeds)
+    seeds = _check_inputs(tokens, hidden, mask_id, config, seeds)
+    return _iterate(predict, tokens, hidden, mask_id, config, seeds)
 
 
 def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config: DecodingConfig, seeds: Sequence[int]) -> Tensor:
@@ -100,17 +121,35 @@ def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config: Decoding
     return tokens
 
 
-def _iterate(predict, state: State, mask_id: int, config: DecodingConfig, seeds: list[int]) -> Iterator[State]:
-    count = left = state.hidden.sum(dim=1).cpu()  # (b), the counts stay on the CPU: asking for them waits for no GPU
-    if not left.any():
-        yield State(1, state.tokens, state.hidden, state.confidence)
+def _iterate(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: list[int]) -> Iterator[State]:
+    state = State(0, tokens.masked_fill(hidden, mask_id), hidden, torch.ones(tokens.shape, device=tokens.device))
+    count = hidden.sum(dim=1).cpu()  # (b), the counts stay on the CPU: asking for them waits for no GPU
+    if not count.any():
+        yield State(1, state.tokens, hidden, state.confidence)
+        return
+    given = tokens if config.forget else None
+    state = yield from _decode(predict, given, state, count, 1, mask_id, config, seeds)
+    if config.second_look:
+        state = look_again(state, hidden, mask_id, config)
+        yield from _decode(predict, given, state, count, step_of_second_look(config), mask_id, config, seeds)
+
+
+def _decode(
+    predict, given: Tensor | None, state: State, count: Tensor, t: int, mask_id: int, config, seeds: list[int]
+) -> Generator[State, None, State]:
+    """Decodes until nothing is hidden, from step `t` of the schedule; `given` (b, n): tokens to predict from."""
+    left = state.hidden.sum(dim=1).cpu()
     while left.any():
+        seen = state.tokens if given is None else given.masked_fill(state.hidden, mask_id)
         with torch.no_grad():
-            logits = predict(state.tokens if left.all() else state.tokens[(left > 0).to(state.tokens.device)])
+            logits = predict(seen if left.all() else seen[(left > 0).to(seen.device)])
         _check_logits(logits, int(left.sum()), mask_id)
-        left = still_hidden(count, left, state.step + 1, config)
-        state = decode_step(state, logits, left, draws(seeds, state.step + 1, state.tokens.shape[1]), config)
+        left = still_hidden(count, left, t, config)
+        uniforms = draws(seeds, state.step + 1, seen.shape[1])
+        state = decode_step(state, logits, left, uniforms, t / config.total_iter, config)
         yield state
+        t += 1
+    return state
 
 
 # --- one step, in pure functions --------------------------------------------------------------------------------------
@@ -141,13 +180,15 @@ def draws(seeds: Sequence[int], step: int, n: int) -> Tensor:
     return torch.from_numpy(uniforms)
 
 
-def decode_step(state: State, logits: Tensor, left: Tensor, uniforms: Tensor, config: DecodingConfig) -> State:
+def decode_step(
+    state: State, logits: Tensor, left: Tensor, uniforms: Tensor, r: float, config: DecodingConfig
+) -> State:
     """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
 
-    logits (m, k), uniforms (b, 2, n) as `draws` gives them; a pure function. The confidence is the probability
-    of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the official
-    MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model thinks
-    of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
+    logits (m, k), uniforms (b, 2, n) as `draws` gives them, r in (0, 1]; a pure function. The confidence is the
+    probability of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the
+    official MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model
+    thinks of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
     """
     hidden, step = state.hidden, state.step + 1
     code_draw, rank_draw = uniforms.to(hidden.device).unbind(dim=1)  # (b, n) each
@@ -159,7 +200,7 @@ def decode_step(state: State, logits: Tensor, left: Tensor, uniforms: Tensor, co
 
     score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided
     place = torch.where(hidden)[1]  # (m)
-    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], step / config.total_iter, config)
+    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], r, config)
     rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = least confident; no two alike, so counts are exact
     stays = rank < left.to(hidden.device)[:, None]
 
@@ -196,8 +237,9 @@ def rank_score(log_p: Tensor, uniform: Tensor, place: Tensor, n: int, r: float, 
     """What hidden tokens are ranked by, (m) float32, the highest is decided first; r in (0, 1].
 
     log_p and uniform (m) in [0, 1), place (m) long: which of the image's n tokens it is
-    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; random: Gumbel alone;
-    halton: minus the token's turn in `halton_turns`.
+    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; growing: p + temperature
+    (1 - mask_func(r)) Gumbel, mask_func the schedule; random: Gumbel alone; halton: minus the token's turn in
+    `halton_turns`.
     """
     if config.sampler == "halton":
         return -halton_turns(n).to(place.device)[place].float()
@@ -205,7 +247,26 @@ def rank_score(log_p: Tensor, uniform: Tensor, place: Tensor, n: int, r: float, 
     if config.sampler == "random":
         return gumbel
     confidence = log_p if config.sampler == "maskgit" else log_p.exp()
-    return confidence + config.temperature * (1 - r) * gumbel
+    noise = 1 - (schedule(config.mask_func)(r) if config.sampler == "growing" else r)
+    return confidence + config.temperature * noise * gumbel
+
+
+def look_again(state: State, hidden: Tensor, mask_id: int, config: DecodingConfig) -> State:
+    """`state`, complete, with the least sure of its decided tokens hidden: floor(second_look count) of each image.
+
+    hidden (b, n) bool: at the start, count of each image; the others, known, stay as they are.
+    """
+    again = (hidden.sum(dim=1).double() * config.second_look + 1e-9).floor()  # (b)
+    unsure = state.confidence.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    back = unsure < again[:, None]
+    return State(state.step, state.tokens.masked_fill(back, mask_id), back, state.confidence)
+
+
+def step_of_second_look(config: DecodingConfig) -> int:
+    """The step of the schedule that the second look starts with: the first that leaves less than its share."""
+    fraction = schedule(config.mask_func)
+    early = (t for t in range(1, config.sweet_spot) if fraction(t / config.total_iter) < config.second_look)
+    return next(early, config.sweet_spot)
 
 
 @functools.cache
@@ -243,7 +304,7 @@ def _radical_inverse(index: int, base: int) -> float:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, seeds: Sequence[int]) -> list[int]:
+def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: Sequence[int]) -> list[int]:
     if tokens.dtype != torch.long or tokens.ndim != 2:
         raise ValueError(f"tokens: expected (b, n) of torch.int64, found {tuple(tokens.shape)} of {tokens.dtype}")
     if hidden.dtype != torch.bool or hidden.shape != tokens.shape:
@@ -261,10 +322,12 @@ def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, seeds: Sequence[
         raise ValueError(f"seeds: expected integers, found {list(seeds)}") from error
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"seeds: expected integers >= 0, found {min(seeds)}")
-    outside = tokens[~hidden & ((tokens < 0) | (tokens >= mask_id))]
-    if len(outside):
+    outside = (tokens < 0) | (tokens >= mask_id)
+    if not config.forget:
+        outside &= ~hidden
+    if outside.any():
         raise ValueError(
-            f"tokens: expected known ids in 0..{mask_id - 1} (mask_id = {mask_id}), found {outside.unique()}"
+            f"tokens: expected known ids in 0..{mask_id - 1} (mask_id = {mask_id}), found {tokens[outside].unique()}"
         )
     return seeds
 

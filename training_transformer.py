@@ -121,8 +121,9 @@ class Stage2:
         """The first validation images as the VQGAN sees them, above their thick holes filled by the model."""
         tokens = self.val[:PREVIEWS].long().to(self.device)
         hidden = self.holes["thick"][:PREVIEWS].to(self.device)
+        decoding = self.decoding.changed({"forget": False})  # or it would read the true tokens underneath
         with autocast(self.device, self.settings.precision):
-            filled = fill(model.of_hidden, tokens, hidden, model.mask_id, self.decoding, range(len(tokens)))
+            filled = fill(model.of_hidden, tokens, hidden, model.mask_id, decoding, range(len(tokens)))
         return grid(to_uint8(self.vqgan.decode(torch.cat((tokens, filled)))).cpu(), columns=len(tokens))
 
 

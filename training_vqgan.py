@@ -77,8 +77,8 @@ class Stage1:
             made, taken = (config.transformer.tokens, self.codes), self.transformer.config
             if made != (taken.tokens, taken.codes):
                 raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
-            iterations = {"total_iter": guesses.total_iter, "sweet_spot": guesses.total_iter}
-            self.decoding = config.decoding.model_copy(update=iterations)
+            # what it forgets it would read from the true tokens underneath
+            self.decoding = config.decoding.changed({"total_iter": guesses.total_iter, "forget": False})
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas

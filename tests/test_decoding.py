@@ -1,6 +1,7 @@
 """Tests of decoding: no network is needed, stub predictors stand in for a transformer."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pydantic
@@ -14,7 +15,7 @@ from decoding import DecodingConfig, State, decode_step, fill, sample
 from masks import SCHEDULES, schedule
 
 K = 12  # codes; the mask id is K
-SAMPLERS = ("maskgit", "lab", "random", "halton")
+SAMPLERS = ("maskgit", "lab", "growing", "random", "halton")
 
 
 def uniform_logits(tokens):
@@ -59,15 +60,19 @@ def states(predict=peaked_logits, tokens=None, hidden=None, config=None, seeds=N
     return list(sample(of_hidden(predict), tokens, hidden, K, config or DecodingConfig(), seeds or range(len(tokens))))
 
 
-def hidden_counts(count, config):
-    """The rule in plain Python: how many tokens stay hidden after each step, until none does."""
-    counts, left = [], count
-    for t in range(1, config.total_iter + 1):
-        exact = schedule(config.mask_func)(t / config.total_iter) * count
-        target = round(exact) if math.isclose(exact, round(exact), abs_tol=1e-9) else math.floor(exact)
+def rounded_down(exact):
+    """floor, but of 9.999999999999998 it is 10."""
+    return round(exact) if math.isclose(exact, round(exact), abs_tol=1e-9) else math.floor(exact)
+
+
+def hidden_counts(count, config, left=None, first=1):
+    """The rule in plain Python: how many tokens stay hidden after each step from `first` on, until none does."""
+    counts, left = [], count if left is None else left
+    for t in range(first, config.sweet_spot + 1):
+        target = rounded_down(schedule(config.mask_func)(t / config.total_iter) * count)
         left = 0 if t == config.sweet_spot else max(0, min(target, left - 1))
         counts.append(left)
-    return counts[: config.sweet_spot]
+    return counts
 
 
 # --- how many tokens are decided, and which ---------------------------------------------------------------------------
@@ -84,6 +89,8 @@ def decodings(draw):
         temperature=draw(st.sampled_from([0.0, 1.0, 4.5])),
         sampling_temperature=draw(st.sampled_from([0.0, 0.5, 1.0])),
         top_k=draw(st.sampled_from([0, 1, 3, K + 5])),
+        forget=draw(st.booleans()),
+        second_look=draw(st.sampled_from([0.0, 0.0, 0.3, 0.5, 0.99])),
     )
     b = draw(st.integers(1, 4))
     n = draw(st.sampled_from([1, 4, 9, 25]) if config.sampler == "halton" else st.integers(1, 30))
@@ -97,14 +104,32 @@ def decodings(draw):
 def test_any_decoding_keeps_every_rule(decoding_, predict, seed):
     config, tokens, hidden = decoding_
     original, hole = tokens.clone(), hidden.clone()
-    result = states(predict, tokens, hidden, config, [seed + i for i in range(len(tokens))])
+    everything = states(predict, tokens, hidden, config, [seed + i for i in range(len(tokens))])
+    assert [state.step for state in everything] == list(range(1, len(everything) + 1))
+    done = next(index for index, state in enumerate(everything, start=1) if not state.hidden.any())
+    result, again = everything[:done], everything[done:]
 
     assert torch.equal(tokens, original) and torch.equal(hidden, hole)  # the input is not modified
-    assert [state.step for state in result] == list(range(1, len(result) + 1))
     counts = torch.tensor([hidden_counts(count, config) for count in hole.sum(dim=1).tolist()])
-    before = State(0, tokens.masked_fill(hole, K), hole, torch.ones(tokens.shape))
-    for state in result:
-        assert torch.equal(state.hidden.sum(dim=1), counts[:, state.step - 1])  # per image, even with tied confidences
+    keeps_every_rule(State(0, tokens.masked_fill(hole, K), hole, torch.ones(tokens.shape)), result, counts)
+    assert again == [] or config.second_look
+    if config.second_look:
+        count, first = hole.sum(dim=1).tolist(), decoding.step_of_second_look(config)
+        back = [rounded_down(config.second_look * number) for number in count]
+        start = decoding.look_again(result[-1], hole, K, config)
+        assert start.hidden.sum(dim=1).tolist() == back and not (start.hidden & ~hole).any()
+        counts = [hidden_counts(*both, first) for both in zip(count, [config] * len(count), back, strict=True)]
+        keeps_every_rule(start, again, torch.tensor(counts))
+    final = everything[-1]
+    assert not final.hidden.any() and all(state.hidden.any() for state in [*result[:-1], *again[:-1]])
+    assert final.tokens.min() >= 0 and final.tokens.max() < K
+    assert torch.equal(final.tokens[~hole], original[~hole]) and (final.confidence[~hole] == 1).all()
+
+
+def keeps_every_rule(before, result, counts):
+    """`result` goes on from the State `before`, whose counts (b, steps) are those after each of its steps."""
+    for state, count in zip(result, counts.T, strict=False):
+        assert torch.equal(state.hidden.sum(dim=1), count)  # per image, even with tied confidences
         assert not (state.hidden & ~before.hidden).any()  # never hidden again
         assert torch.equal(state.tokens == K, state.hidden)
         assert torch.equal(state.tokens[~before.hidden], before.tokens[~before.hidden])  # known and decided are frozen
@@ -112,10 +137,6 @@ def test_any_decoding_keeps_every_rule(decoding_, predict, seed):
         assert ((state.confidence >= 0) & (state.confidence <= 1)).all()
         assert state.tokens.dtype == torch.long and state.confidence.dtype == torch.float32
         before = state
-    final = result[-1]
-    assert not final.hidden.any() and all(state.hidden.any() for state in result[:-1])
-    assert final.tokens.min() >= 0 and final.tokens.max() < K
-    assert torch.equal(final.tokens[~hole], original[~hole]) and (final.confidence[~hole] == 1).all()
 
 
 def test_counts_are_of_each_image_and_not_of_image_0():
@@ -271,6 +292,74 @@ def test_bfloat16_logits_are_decoded_as_their_float32_values():
     assert result[-1].confidence.dtype == torch.float32
 
 
+def test_forgetting_predicts_from_the_given_tokens_and_keeps_what_was_decided():
+    tokens, hidden = problem(n=36, ratio=0.8)
+    seen = []
+
+    def predict(tokens):
+        seen.append(tokens.clone())
+        return context_logits(tokens)
+
+    config = DecodingConfig(forget=True, second_look=0.3)
+    result = states(predict, tokens, hidden, config)
+    before = [hidden, *(state.hidden for state in result)]
+    before[config.sweet_spot] = decoding.look_again(result[config.sweet_spot - 1], hidden, K, config).hidden
+    for hidden_then, tokens_then in zip(before, seen, strict=False):  # what was in the picture, not what was decided
+        assert torch.equal(tokens_then, tokens.masked_fill(hidden_then, K)[hidden_then.any(dim=1)])
+    for state, later in pairwise(result[: config.sweet_spot]):
+        assert torch.equal(later.tokens[~state.hidden], state.tokens[~state.hidden])
+    assert len(seen) == len(result) > config.sweet_spot
+    remembering = states(predict, tokens, hidden, config.changed({"forget": False}))
+    assert not torch.equal(result[-1].tokens, remembering[-1].tokens)
+
+
+def test_forgetting_needs_tokens_under_the_hole_too():
+    with pytest.raises(ValueError, match=r"tokens.*0\.\.11.*-7"):
+        states(
+            tokens=torch.full((1, 4), -7), hidden=torch.ones(1, 4, dtype=torch.bool), config=DecodingConfig(forget=True)
+        )
+
+
+# --- the second look --------------------------------------------------------------------------------------------------
+
+
+def test_the_second_look_hides_the_least_sure_of_the_decided_tokens():
+    hidden = torch.tensor([[True] * 8 + [False] * 2, [True] * 3 + [False] * 7])
+    confidence = torch.tensor([[0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 1.0, 1, 1], [0.5, 0.4, 0.6, 1, 1, 1, 1, 1, 1, 1]])
+    done = State(9, torch.arange(20).view(2, 10) % K, torch.zeros_like(hidden), confidence)
+    again = decoding.look_again(done, hidden, K, DecodingConfig(second_look=0.5))
+    assert again.hidden.tolist()[0] == [False, True, False, True, False, True, True, False, False, False]
+    assert again.hidden[1].nonzero().flatten().tolist() == [1]  # 1.5 of 3 tokens, rounded down
+    assert torch.equal(again.tokens == K, again.hidden) and again.step == 9
+    assert torch.equal(again.tokens[~again.hidden], done.tokens[~again.hidden])
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"second_look": 0.3}, 9),  # cos(pi / 2 x 8 / 10) = .309, of 9 / 10 .156
+        ({"second_look": 0.32}, 8),
+        ({"second_look": 0.3, "mask_func": "linear"}, 8),
+        ({"second_look": 0.3, "total_iter": 1, "sweet_spot": 1}, 1),
+        ({"second_look": 0.3, "sweet_spot": 4}, 4),
+        ({"second_look": 0.01}, 10),
+    ],
+)
+def test_the_second_look_goes_on_where_the_schedule_leaves_less_than_its_share(options, first):
+    assert decoding.step_of_second_look(DecodingConfig(**options)) == first
+
+
+def test_the_second_look_changes_unsure_tokens_alone_and_uses_new_draws():
+    tokens, hidden = torch.zeros(4, 64).long(), torch.ones(4, 64, dtype=torch.bool)
+    config = DecodingConfig(second_look=0.3)
+    once, twice = (states(peaked_logits, tokens, hidden, c) for c in (config.changed({"second_look": 0.0}), config))
+    changed = once[-1].tokens != twice[-1].tokens
+    back = decoding.look_again(once[-1], hidden, K, config).hidden
+    assert len(twice) == len(once) + 2 and not (changed & ~back).any()
+    assert changed[back].float().mean() > 0.3
+    assert twice[-1].confidence[back].mean() > once[-1].confidence[back].mean()
+
+
 # --- randomness -------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +367,7 @@ def test_bfloat16_logits_are_decoded_as_their_float32_values():
 def test_an_image_alone_equals_the_image_in_a_batch(sampler):
     tokens, hidden = problem(b=5, n=49)
     hidden[2] = False
-    seeds, config = [11, 5, 0, 11, 2**40], DecodingConfig(sampler=sampler, top_k=7)
+    seeds, config = [11, 5, 0, 11, 2**40], DecodingConfig(sampler=sampler, top_k=7, second_look=0.3)
     batch = states(context_logits, tokens, hidden, config, seeds)
     for i in range(5):
         alone = states(context_logits, tokens[i : i + 1], hidden[i : i + 1], config, seeds[i : i + 1])
@@ -433,6 +522,16 @@ def test_maskgit_ranks_by_log_p_and_lab_by_p():
     assert torch.allclose(lab, log_p.exp() + 1.5 * gumbel)
 
 
+def test_the_growing_noise_follows_the_schedule_downwards():
+    log_p, uniform = torch.tensor([-3.0, -0.1]), torch.tensor([0.7, 0.2])
+    gumbel = -torch.log(-torch.log(uniform))
+    for name in SCHEDULES:
+        score = rank(log_p, uniform, 0.25, sampler="growing", temperature=2.0, mask_func=name)
+        assert torch.allclose(score, log_p.exp() + 2.0 * (1 - schedule(name)(0.25)) * gumbel)
+    growing = [rank_correlation("growing", step) for step in (1, 5, 9)]
+    assert growing[0] > growing[1] > growing[2] and growing[0] > 3 * rank_correlation("lab", 1)
+
+
 def test_halton_needs_a_square():
     with pytest.raises(ValueError, match=r"halton.*square.*12"):
         decoding.halton_turns(12)
@@ -476,7 +575,38 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         "temperature": 4.5,
         "sampling_temperature": 1.0,
         "top_k": 0,
+        "forget": False,
+        "second_look": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({}, True),
+        ({"sampling_temperature": 0.0}, True),  # the order is noisy
+        ({"sampling_temperature": 0.0, "temperature": 0.0}, False),
+        ({"sampling_temperature": 0.0, "temperature": 0.0, "sampler": "random"}, True),
+        ({"sampling_temperature": 0.0, "sampler": "halton"}, False),
+        ({"sampler": "halton"}, True),
+        ({"top_k": 1, "temperature": 0.0}, False),
+        ({"total_iter": 1, "sweet_spot": 1, "sampling_temperature": 0.0}, False),
+        ({"total_iter": 1, "sweet_spot": 1}, True),
+    ],
+)
+def test_needs_seed_says_whether_two_seeds_may_differ(options, needed):
+    config = DecodingConfig(**options)
+    tokens, hidden = torch.zeros(2, 64).long(), torch.ones(2, 64, dtype=torch.bool)
+    results = [states(context_logits, tokens, hidden, config, [seed, seed + 1])[-1].tokens for seed in (0, 8)]
+    assert config.needs_seed is needed and torch.equal(*results) is not needed
+
+
+def test_changed_options_move_the_sweet_spot_with_the_iterations():
+    config = DecodingConfig(top_k=3)
+    assert config.changed({"total_iter": 4}) == DecodingConfig(total_iter=4, sweet_spot=4, top_k=3)
+    assert config.changed({"total_iter": 12, "sweet_spot": 5}).sweet_spot == 5 and config.changed({}) == config
+    with pytest.raises(pydantic.ValidationError, match="total_itr"):
+        config.changed({"total_itr": 4})
 
 
 @pytest.mark.parametrize(
@@ -486,11 +616,13 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         ({"sweet_spot": 0}, "sweet_spot"),
         ({"total_iter": 8, "sweet_spot": 9}, "sweet_spot = 9 must be at most total_iter = 8"),
         ({"mask_func": "cosin"}, "cosin.*cosine.*linear.*square"),
-        ({"sampler": "hilton"}, "maskgit.*lab.*random.*halton"),
+        ({"sampler": "hilton"}, "maskgit.*lab.*growing.*random.*halton"),
         ({"temperature": -1.0}, "temperature"),
         ({"sampling_temperature": -0.1}, "sampling_temperature"),
         ({"top_k": -1}, "top_k"),
         ({"total_iter": 2.5}, "total_iter"),
+        ({"second_look": 1.0}, "second_look"),
+        ({"second_look": -0.1}, "second_look"),
         ({"iterations": 3}, "iterations"),
     ],
 )
@@ -547,7 +679,7 @@ def test_the_decode_step_is_pure():
     logits, uniforms = context_logits(tokens)[hidden], decoding.draws(range(3), 1, 16)
     copies = [tensor.clone() for tensor in (start.tokens, hidden, start.confidence, logits, uniforms)]
     left = torch.tensor([2, 1, 0])
-    results = [decode_step(start, logits, left, uniforms, DecodingConfig()) for _ in range(2)]
+    results = [decode_step(start, logits, left, uniforms, 0.1, DecodingConfig()) for _ in range(2)]
     assert torch.equal(results[0].tokens, results[1].tokens) and results[0].step == 1
     assert torch.equal(results[0].hidden.sum(dim=1), left)
     for tensor, copy in zip((start.tokens, hidden, start.confidence, logits, uniforms), copies, strict=True):

@@ -113,6 +113,13 @@ def test_the_preview_keeps_the_tokens_outside_the_hole(tiny_config_once):
     assert torch.equal(sheet[:, :16], sheet[:, 18:])
 
 
+def test_the_preview_reads_no_true_token_under_the_hole_even_where_it_should_forget(tiny_config_once):
+    stage = stage2(tiny_config_once)
+    first = stage._preview(stage.model.eval())
+    stage.decoding = stage.decoding.changed({"forget": True})
+    assert torch.equal(stage._preview(stage.model), first)
+
+
 def test_the_embedding_starts_from_the_codes_where_it_should(tiny_config_once):
     def angles(vectors):
         vectors = F.normalize(vectors.detach(), dim=1)
