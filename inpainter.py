@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import classical
 from config import ROOT
 from data import to_float, to_uint8
 from decoding import DecodingConfig, State, sample
@@ -76,15 +77,23 @@ class Inpainter:
         decoding = DecodingConfig.model_validate_json(notes["decoding"])
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 
-    def hide(self, hole: Tensor, margin: int = 0) -> Tensor:
-        """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings."""
-        return to_hidden(hole, self.vqgan.config.grid, margin).to(self.device)
+    def hide(self, hole: Tensor, margin: int = 0, rule: str = "any") -> Tensor:
+        """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings.
+
+        With the rule `majority`: tokens with more missing than known pixels.
+        """
+        return to_hidden(hole, self.vqgan.config.grid, margin, rule).to(self.device)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, hole: Tensor) -> Tensor:
-        """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32."""
-        grey = images.masked_fill(hole, GREY)
-        return self.vqgan.encode(to_float(grey).to(self.device, memory_format=self.layout))
+    def encode(self, images: Tensor, hole: Tensor, pre_fill: bool = False) -> Tensor:
+        """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32.
+
+        `pre_fill` paints the holes by Navier-Stokes inpainting instead.
+        """
+        painted = images.masked_fill(hole, GREY)
+        if pre_fill:
+            painted = classical.fill("navier_stokes", painted, hole)
+        return self.vqgan.encode(to_float(painted).to(self.device, memory_format=self.layout))
 
     def predict(self, tokens: Tensor) -> Tensor:
         """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
@@ -105,9 +114,12 @@ class Inpainter:
         seeds: Sequence[int],
         margin: int = 0,
         decoding: DecodingConfig | None = None,
+        token_rule: str = "any",
+        pre_fill: bool = False,
     ) -> Iterator[State]:
         """Decodes iteratively, a State after each iteration; `seeds` holds one integer >= 0 an image.
 
+        `margin` and `token_rule` as for `hide`, `pre_fill` as for `encode`.
         Raises ValueError where shapes or dtypes do not fit.
         """
         shape = (len(images), 3, self.size, self.size)
@@ -115,7 +127,7 @@ class Inpainter:
             raise ValueError(f"images: expected uint8 {shape}, found {images.dtype} {tuple(images.shape)}")
         if hole.dtype != torch.bool or hole.shape != (len(images), 1, self.size, self.size):
             raise ValueError(f"hole: expected bool (b, 1, {self.size}, {self.size}), found {hole.dtype} {hole.shape}")
-        tokens, hidden = self.encode(images, hole), self.hide(hole, margin)
+        tokens, hidden = self.encode(images, hole, pre_fill), self.hide(hole, margin, token_rule)
         return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding or self.decoding, seeds)
 
     def finish(self, images: Tensor, hole: Tensor, tokens: Tensor) -> Filled:
@@ -130,12 +142,14 @@ class Inpainter:
         seeds: Sequence[int] | int = 0,
         margin: int = 0,
         decoding: DecodingConfig | None = None,
+        token_rule: str = "any",
+        pre_fill: bool = False,
     ) -> Filled:
         """images uint8 (b, 3, H, W) and hole bool (b, 1, H, W) -> `Filled`.
 
-        `seeds`: one integer >= 0 an image, or one for all: image i then takes seed + i.
+        `seeds`: one integer >= 0 an image, or one for all: image i then takes seed + i. The others as for `steps`.
         """
         if isinstance(seeds, int):
             seeds = range(seeds, seeds + len(images))
-        *_, last = self.steps(images, hole, seeds, margin, decoding)
+        *_, last = self.steps(images, hole, seeds, margin, decoding, token_rule, pre_fill)
         return self.finish(images, hole, last.tokens)

@@ -27,7 +27,7 @@ from decoding import DecodingConfig
 from drawing import Sheets, drawn
 from inpainter import PRETRAINED, Filled, Inpainter
 from inputs import Folders, Inputs, batches, chelsea
-from masks import SCHEDULES
+from masks import SCHEDULES, TOKEN_RULES
 from metrics import hole_psnr
 from models.base import file_hash
 from utils import log, profile, start_logging
@@ -75,7 +75,9 @@ def run(
         for start, batch in batches(inputs, args.batch_size):
             rows, history = sheets.rows(start, len(batch)), []
             seeds = range(args.seed + start, args.seed + start + len(batch))
-            for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
+            for state in inpainter.steps(
+                batch.images, batch.hole, seeds, args.margin, decoding, args.token_rule, args.pre_fill
+            ):
                 if rows:
                     history.append(sheets.draw(state, batch, rows))
                 profiler_step()
@@ -110,6 +112,8 @@ def write_manifest(args, inputs: Inputs | Folders, decoding: DecodingConfig, sec
         "decoding": decoding.model_dump(),
         "seed": args.seed,
         "margin": args.margin,
+        "token_rule": args.token_rule,
+        "pre_fill": args.pre_fill,
         "checkpoint": str(args.checkpoint),
         "weights_sha256": weights,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -145,13 +149,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
     add_flag(how, "--mask-func", choices=list(SCHEDULES), help="mask schedule")
-    add_flag(how, "--sampler", choices=["maskgit", "lab", "random", "halton"],
-             help="order of decoding: log p + noise, p + noise, any, or evenly spread")  # fmt: skip
-    add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks as 1 - t/T")
+    add_flag(how, "--sampler", choices=["maskgit", "lab", "growing", "random", "halton"],
+             help="order of decoding: log p + noise, p + noise, p + growing noise, any, or evenly spread")  # fmt: skip
+    add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks, or grows")
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
     add_flag(how, "--top-k", type=int, metavar="K", help="draw from the K most probable codes; 0: from all")
+    add_flag(how, "--forget", action="store_true", default=None, help="predict from the given tokens alone")
+    add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")
     add_flag(how, "--margin", type=int, default=0, help="rings of tokens hidden around the hole (default: 0)")
+    add_flag(how, "--token-rule", choices=TOKEN_RULES, default="any",
+             help="a token is hidden where any, or most, of its pixels are missing (default: any)")  # fmt: skip
+    add_flag(how, "--pre-fill", action="store_true", help="encode the hole filled by Navier-Stokes instead of grey")
     run_time = parser.add_argument_group("running")
     add_flag(run_time, "--batch-size", type=int,
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip
@@ -169,10 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def override(decoding: DecodingConfig, args: argparse.Namespace) -> DecodingConfig:
     """The checkpoint's decoding with the given flags; --total-iter alone moves the sweet spot with it."""
-    given = {name: getattr(args, name) for name in DecodingConfig.model_fields if getattr(args, name) is not None}
-    if "total_iter" in given:
-        given.setdefault("sweet_spot", given["total_iter"])
-    return DecodingConfig.model_validate(decoding.model_dump() | given)
+    given = {name: getattr(args, name) for name in DecodingConfig.model_fields}
+    return decoding.changed({name: value for name, value in given.items() if value is not None})
 
 
 def main(argv: list[str] | None = None) -> None:

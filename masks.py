@@ -153,13 +153,17 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
 
 # --- hole -> hidden, and back to images ---
 
+TOKEN_RULES = ("any", "majority")
 
-def to_hidden(hole: Tensor, grid: int, margin: int = 0) -> Tensor:
+
+def to_hidden(hole: Tensor, grid: int, margin: int = 0, rule: str = "any") -> Tensor:
     """hole (b, 1, H, W) bool -> hidden (b, grid * grid) bool: a token is hidden when any pixel of its patch is missing.
 
-    `margin` rings of tokens around them (8 neighbours each) are hidden as well. Raises TypeError when the hole is not
-    bool, ValueError when its shape does not fit the grid or margin < 0.
+    With the rule `majority` more than half of its pixels must be missing. `margin` rings of tokens around the hidden
+    ones (8 neighbours each) are hidden as well. Raises TypeError when the hole is not bool, ValueError when its shape
+    does not fit the grid, margin < 0 or the rule is unknown.
     """
+    _known("token rule", rule, TOKEN_RULES)
     if hole.dtype != torch.bool:
         raise TypeError(f"hole is {hole.dtype}, expected torch.bool with True = missing")
     if hole.ndim != 4 or hole.shape[1] != 1 or grid < 1 or hole.shape[2] % grid or hole.shape[3] % grid:
@@ -167,7 +171,8 @@ def to_hidden(hole: Tensor, grid: int, margin: int = 0) -> Tensor:
     if margin < 0:
         raise ValueError(f"margin {margin}: expected 0 or more rings of tokens")
     b, _, H, W = hole.shape
-    hidden = hole.reshape(b, grid, H // grid, grid, W // grid).any(dim=4).any(dim=2)  # (b, grid, grid)
+    share = hole.reshape(b, grid, H // grid, grid, W // grid).float().mean(dim=(2, 4))  # (b, grid, grid)
+    hidden = share > (0.5 if rule == "majority" else 0.0)
     if margin:
         hidden = F.max_pool2d(hidden[:, None].float(), 2 * margin + 1, stride=1, padding=margin) > 0
     return hidden.reshape(b, grid * grid)

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch import Tensor, nn
 
+import classical
 import drawing
 import fid_score
 import inpainting
@@ -269,6 +270,35 @@ def test_other_decoding_options_reach_the_sampler(inpainters):
     assert not equal(model(images, FULL, 0), model(images, FULL, 7))
 
 
+@settings(max_examples=20, deadline=None)
+@given(hole=any_holes, seed=st.integers(0, 1000), forget=st.booleans(), look=st.sampled_from([0.0, 0.5]))
+@example(hole=EMPTY, seed=3, forget=True, look=0.5)
+@example(hole=FULL, seed=3, forget=False, look=0.5)
+def test_majority_with_pre_fill_keeps_known_pixels_and_the_tokens_of_the_painted_picture(
+    inpainter, hole, seed, forget, look
+):
+    images, decoding = noise(2, seed), DECODING.changed({"forget": forget, "second_look": look})
+    options = {"token_rule": "majority", "pre_fill": True, "decoding": decoding}
+    filled = inpainter(images, hole, seed, **options)
+    everywhere = hole.expand_as(images)
+    assert torch.equal(filled.images[~everywhere], images[~everywhere])
+    assert torch.equal(filled.images[everywhere], filled.raw[everywhere])
+    painted = classical.fill("navier_stokes", images.masked_fill(hole, GREY), hole)
+    expected, hidden = inpainter.vqgan.encode(to_float(painted)), to_hidden(hole, GRID, rule="majority")
+    assert torch.equal(inpainter.hide(hole, rule="majority"), hidden)
+    assert torch.equal(filled.tokens[~hidden], expected[~hidden]) and filled.tokens.max() < CODES
+    repainted = torch.where(hole, noise(2, seed + 1), images)
+    assert equal(filled, inpainter(repainted, hole, seed, **options))  # nothing of the hole is read
+
+
+def test_pre_fill_changes_the_tokens_of_partly_missing_cells_alone_with_the_patch_encoder(inpainters):
+    model, images = inpainters["patch"], noise(8)
+    hole = make_holes("walk", 8, SIZE)
+    grey, filled = model.encode(images, hole), model.encode(images, hole, pre_fill=True)
+    touched = to_hidden(hole, GRID)
+    assert torch.equal(grey[~touched], filled[~touched]) and (grey != filled)[touched].any()
+
+
 # --- Inpainter: errors ---
 
 
@@ -286,6 +316,7 @@ def test_other_decoding_options_reach_the_sampler(inpainters):
         ({"seeds": [1]}, "seeds: expected one for each of the 2 images, found 1"),
         ({"seeds": -1}, "seeds: expected integers >= 0, found -1"),
         ({"margin": -1}, "margin -1"),
+        ({"token_rule": "most"}, "unknown token rule 'most', expected one of: any, majority"),
     ],
 )
 def test_what_does_not_fit_is_refused(inpainters, changes, message):
@@ -492,6 +523,17 @@ def test_overview_shows_truth_hole_four_steps_and_the_result_at_twice_the_size(r
             assert torch.equal(picture, other)
 
 
+def test_forgetting_the_second_look_and_the_token_rule_reach_the_inpainter(run, lab, inpainters):
+    flags = ("--forget", "--second_look", 0.5, "--token-rule", "majority", "--pre_fill")
+    out = run(*lab.flags, *flags, "--grids", 1)
+    decoding = DECODING.changed({"forget": True, "second_look": 0.5})
+    expected = inpainters["patch"](lab.truth, lab.hole, 0, decoding=decoding, token_rule="majority", pre_fill=True)
+    assert torch.equal(read_all(out / "test_results"), expected.images)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["decoding"] == decoding.model_dump()
+    assert (manifest["token_rule"], manifest["pre_fill"]) == ("majority", True)
+
+
 def test_manifest_says_what_is_needed_to_repeat_the_run(run, lab, checkpoint, tmp_path):
     out = run(*lab.flags, "--gtcsv-path", lab.csv, "--seed", 11, "--margin", 1, "--top-k", 4, "--sampler", "lab")
     manifest = json.loads((out / "manifest.json").read_text())
@@ -527,7 +569,7 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     first, second = (json.loads((out / "manifest.json").read_text()) for out in outs)
     assert first["decoding"] == second["decoding"] == {
         "total_iter": 5, "sweet_spot": 4, "mask_func": "square", "sampler": "maskgit", "temperature": 2.0,
-        "sampling_temperature": 0.7, "top_k": 8,
+        "sampling_temperature": 0.7, "top_k": 8, "forget": False, "second_look": 0.0,
     }  # fmt: skip
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 
@@ -699,7 +741,9 @@ def failure(run, capsys):
         (["--temperature", "nan"], "temperature"),
         (["--top-k", -1], "top_k: Input should be greater than or equal to 0, found -1"),
         (["--mask-func", "exponential"], "'cosine', 'linear', 'square', 'cubic', 'sqrt'"),
-        (["--sampler", "hilton"], "'maskgit', 'lab', 'random', 'halton'"),
+        (["--sampler", "hilton"], "'maskgit', 'lab', 'growing', 'random', 'halton'"),
+        (["--second-look", "1"], "second_look: Input should be less than 1, found 1.0"),
+        (["--token-rule", "most"], "'any', 'majority'"),
         (["--batch-size", 0], "--batch-size must be at least 1"),
         (["--seed", -1], "--seed, --margin, --grids and --profile at least 0"),
         (["--margin", -1], "--seed, --margin, --grids and --profile at least 0"),

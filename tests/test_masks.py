@@ -187,6 +187,28 @@ def test_hidden_are_the_touched_tokens_and_their_rings(pixels, margin):
     assert torch.equal(to_hidden(hole, GRID, margin), expected.reshape(1, N))
 
 
+@given(pixels=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=200), margin=st.integers(0, 1))
+@settings(deadline=None, max_examples=60)
+def test_the_majority_rule_hides_tokens_with_more_missing_than_known_pixels(pixels, margin):
+    hole = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    for y, x in pixels:
+        hole[0, 0, y, x] = True
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    for row in range(4):
+        for column in range(4):
+            if hole[0, 0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].sum() > 8:
+                expected[max(row - margin, 0) : row + margin + 1, max(column - margin, 0) : column + margin + 1] = True
+    assert torch.equal(to_hidden(hole, 4, margin, "majority"), expected.reshape(1, 16))
+
+
+def test_half_of_a_tokens_pixels_are_no_majority():
+    hole = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    hole[..., :2] = True
+    assert to_hidden(hole, 1).all() and not to_hidden(hole, 1, rule="majority").any()
+    hole[..., 0, 2] = True
+    assert to_hidden(hole, 1, rule="majority").all()
+
+
 def test_to_hidden_treats_each_image_alone():
     hole = make_holes("walk", 4)
     alone = torch.cat([to_hidden(hole[i : i + 1], GRID, margin=1) for i in range(4)])
@@ -209,6 +231,8 @@ def test_to_hidden_refuses_what_is_not_a_hole():
         to_hidden(hole, 7)
     with pytest.raises(ValueError, match="margin -1"):
         to_hidden(hole, GRID, margin=-1)
+    with pytest.raises(ValueError, match="unknown token rule 'most', expected one of: any, majority"):
+        to_hidden(hole, GRID, rule="most")
 
 
 # --- compositing ---
