@@ -11,11 +11,8 @@ fresh process (on CUDA, of torch's allocator).
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,7 +39,7 @@ from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training_transformer import Stage2
 from training_vqgan import Stage1
-from utils import has_bfloat16, log, pick_device, start_logging
+from utils import has_bfloat16, log, machine, pick_device, start_logging
 
 STEPS = 10  # decoding iterations of the comparison
 
@@ -125,28 +122,6 @@ def ceilings(device: torch.device, repeats: int, size: int) -> dict[str, float]:
         kind = " ".join(name.split()[:2])
         best[kind] = max(best.get(kind, 0.0), flop[name] / min(seconds) / 1e9)
     return best
-
-
-def machine(device: torch.device) -> dict:
-    """What the figures depend on."""
-    cpu, git = platform.processor(), []
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
-    with suppress(OSError, subprocess.CalledProcessError):
-        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
-            git.append(subprocess.check_output(["git", "-C", str(ROOT), *command], text=True).strip())
-    return {
-        "cpu": cpu,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "bfloat16": has_bfloat16(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": git[0] + ("+changes" if git[1] else "") if len(git) == 2 else None,
-    }
 
 
 # --- inpainting -------------------------------------------------------------------------------------------------------

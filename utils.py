@@ -4,6 +4,8 @@ import contextlib
 import datetime
 import logging
 import os
+import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +113,28 @@ def has_bfloat16(device: torch.device) -> bool:
 def uses_bfloat16(device: torch.device, precision: str) -> bool:
     """What `precision` (auto, float32 or bfloat16) means there."""
     return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
+def machine(device: torch.device) -> dict:
+    """What measured figures depend on: the processor, the versions, the commit."""
+    cpu, git = platform.processor(), []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
+            git.append(subprocess.check_output(["git", *command], cwd=Path(__file__).parent, text=True).strip())
+    return {
+        "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "bfloat16": has_bfloat16(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": git[0] + ("+changes" if git[1] else "") if len(git) == 2 else None,
+    }
 
 
 def autocast(device: torch.device, precision: str = "auto"):
