@@ -63,6 +63,27 @@ def test_reference_is_the_recipe_of_the_report():
     assert training.epochs == 100 and training.ema == 0 and training.label_smoothing == 0
 
 
+@pytest.mark.parametrize("name", ["cats64_reference", "cats64_public"])
+def test_the_rivals_have_the_data_tokens_and_size_of_cats64(name):
+    ours, rival = (load_config(path.parent / f"{stem}.yml") for path in SHIPPED[:1] for stem in ("cats64", name))
+    assert rival.data == ours.data and rival.vqgan == ours.vqgan
+    size = {key: getattr(ours.transformer, key) for key in ("codes", "tokens", "width", "depth", "heads", "mlp_width")}
+    assert size.items() <= rival.transformer.model_dump().items()
+    structure = {"norm": "post", "positions": "learned", "tied": True, "position_bias": True}
+    assert structure.items() <= rival.transformer.model_dump().items()
+    training, decoding = rival.transformer_training, rival.decoding
+    assert (training.epochs, training.batch_size) == (10, ours.transformer_training.batch_size)
+    assert training.hiding == {"bernoulli": 1.0} and training.bernoulli == 0.5 and training.loss_on == "all"
+    assert (training.learning_rate, training.ema, training.warmup, training.start_from_codes) == (1e-4, 0, 0, False)
+    assert (decoding.total_iter, decoding.sweet_spot, decoding.temperature) == (10, 10, 4.5)
+    if name == "cats64_reference":
+        assert training.milestones == (2, 10) and training.gamma == 0.1
+        assert (decoding.sampler, decoding.sampling_temperature, decoding.forget) == ("lab", 0, True)
+    else:
+        assert training.milestones == ()
+        assert (decoding.sampler, decoding.sampling_temperature, decoding.forget) == ("growing", 1, False)
+
+
 def test_a_config_is_frozen(tiny_config_once):
     config = load_config(tiny_config_once)
     with pytest.raises(ValidationError, match="frozen"):
