@@ -5,7 +5,7 @@ config = load_config("configs/cats64.yml", ["--transformer.depth", "12"])
 
 import argparse
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
 import yaml
@@ -141,7 +141,7 @@ def explain(error: pydantic.ValidationError, root: type[Settings] = Config) -> s
         if item["type"] == "extra_forbidden":
             section = root
             for name in item["loc"][:-1]:
-                section = section.model_fields[name].annotation
+                section = section.model_fields[name].annotation if isinstance(name, str) else get_args(section)[0]
             lines.append(f"{where}: unknown key, known are: {', '.join(section.model_fields)}")
             continue
         value = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f", found {item['input']!r}"
@@ -168,8 +168,8 @@ def parse_overrides(arguments: list[str]) -> dict[str, object]:
     return overrides
 
 
-def load_config(path=DEFAULT, overrides: dict[str, object] | None = None) -> Config:
-    """The config in `path` with dotted `overrides` applied.
+def load_config(path=DEFAULT, overrides: dict[str, object] | None = None, root: type[Settings] = Config) -> Settings:
+    """The `root` in the YAML file `path` with dotted `overrides` applied.
 
     Raises FileNotFoundError, or ValueError that names file, key, value and what was expected.
     """
@@ -183,9 +183,9 @@ def load_config(path=DEFAULT, overrides: dict[str, object] | None = None) -> Con
                 raise ValueError(f"--{key}: {section} is a value, not a section")
         node[name] = value
     try:
-        return Config.model_validate(values)
+        return root.model_validate(values)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path}:\n{explain(error)}") from error
+        raise ValueError(f"{path}:\n{explain(error, root)}") from error
 
 
 def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:

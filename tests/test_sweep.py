@@ -1,0 +1,343 @@
+"""sweep.py and rows.py with tiny networks and stub features: rows, seeds, resuming, the command line, the configs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_inpainting import CONV, GRID, PATCH, SIZE, no_handler_left_behind, save, transformer, vqgan
+from test_judge import N, stubs, truth
+
+import rows
+import sweep
+from config import load_config
+from data import to_float, to_pixels, write_image
+from decoding import DecodingConfig
+from inpainter import Inpainter
+from inputs import GREY
+from masks import composite, make_holes
+from report import read_lines
+from rows import Row
+from utils import mix
+
+__all__ = ["no_handler_left_behind", "stubs"]  # fixtures
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yml"))
+ROWS = [
+    {"name": "grey", "kind": "masked"},
+    {"name": "Telea", "kind": "telea"},
+    {"name": "floor", "kind": "floor"},
+    {"name": "ours", "kind": "inpainting"},
+    {"name": "argmax", "kind": "inpainting", "decoding": {"total_iter": 1, "sampling_temperature": 0.0}},
+]
+
+
+NETWORKS = ("floor", "ours", "argmax")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    return save(tmp_path_factory.mktemp("weights"), vqgan(PATCH), transformer())
+
+
+@pytest.fixture(scope="module")
+def inpainter(checkpoint) -> Inpainter:
+    return Inpainter.from_pretrained(checkpoint, "cpu")
+
+
+@pytest.fixture
+def config(tmp_path, checkpoint, stubs) -> Path:
+    """sweep.yml beside its images and masks: N images, walk holes in a folder and generated boxes, 2 seeds."""
+    for index, (image, hole) in enumerate(zip(truth(), make_holes("walk", N, SIZE), strict=True)):
+        write_image(tmp_path / "truth" / f"image_{index:03d}.png", to_pixels(image))
+        write_image(tmp_path / "mask64" / f"mask_{index:03d}.png", np.where(hole[0], 0, 255).astype(np.uint8))
+    values = {
+        "data": {"truth": str(tmp_path / "truth"), "masks": {"walk": str(tmp_path / "mask64")}, "generated": ["box"]},
+        "judge": {"feature_weights": str(stubs), "lpips_weights": str(stubs)},
+        "seeds": [0, 1],
+        "rows": [row | ({"checkpoint": str(checkpoint)} if row["name"] in NETWORKS else {}) for row in ROWS],
+    }  # fmt: skip
+    path = tmp_path / "sweep.yml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    def run(*arguments) -> Path:
+        sweep.main(list(map(str, ["--config", config, "--out", tmp_path / "out", "--num-workers", "0", *arguments])))
+        return tmp_path / "out"
+
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """What the command line says when it refuses `arguments`."""
+
+    def refused(*arguments) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def rewrite(path: Path, **changes) -> None:
+    """Replaces `section__key` or `key` of a config file."""
+    values = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        *section, name = key.split("__")
+        (values[section[0]] if section else values)[name] = value
+    path.write_text(yaml.safe_dump(values))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> rows.Result:
+    images = truth() if images is None else images
+    hole = make_holes("walk", len(images), SIZE) if hole is None else hole
+    return rows.fill(Row(name="x", **options), inpainter, images, hole, seed, workers)
+
+
+@pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "floor", "inpainting"])
+def test_every_row_keeps_known_pixels_and_fills_the_hole_without_having_seen_it(inpainter, kind):
+    images, hole = truth(), make_holes("walk", N, SIZE)
+    result, everywhere = filled(inpainter, kind=kind), hole.expand_as(images)
+    assert torch.equal(result.images[~everywhere], images[~everywhere])
+    other = torch.where(hole, 255 - images, images)
+    blind = torch.equal(
+        filled(inpainter, kind=kind, images=other, hole=hole).images, torch.where(hole, result.images, other)
+    )
+    assert blind is (kind != "floor")  # which decodes the true tokens
+    assert (result.images[everywhere] == GREY).all() == (kind == "masked")
+    assert (result.raw is None) is (kind not in ("floor", "inpainting"))
+
+
+def test_the_floor_is_the_decoded_true_tokens(inpainter):
+    images, hole = truth(), make_holes("box", N, SIZE)
+    result = filled(inpainter, kind="floor", hole=hole)
+    assert torch.equal(result.tokens, inpainter.vqgan.encode(to_float(images)))
+    assert torch.equal(result.raw, inpainter.decode(result.tokens, images, hole))
+    assert torch.equal(result.images, composite(result.raw, images, hole))
+
+
+def test_an_inpainting_row_is_the_inpainter_with_seeds_mixed_from_seed_and_image(inpainter):
+    images, hole = truth(9), make_holes("walk", 9, SIZE)  # two batches
+    options = {"margin": 1, "token_rule": "majority", "pre_fill": True}
+    result = filled(inpainter, 3, kind="inpainting", images=images, decoding={"total_iter": 2, "top_k": 5}, **options)
+    decoding = inpainter.decoding.changed({"total_iter": 2, "top_k": 5})
+    seeds = [mix(3, index, 0) for index in range(9)]
+    expected = inpainter(images.masked_fill(hole, GREY), hole, seeds, decoding=decoding, **options)
+    assert torch.equal(result.raw, expected.raw)
+    fewer = filled(
+        inpainter, 3, kind="inpainting", images=images[:5], decoding={"total_iter": 2, "top_k": 5}, **options
+    )
+    assert torch.equal(fewer.raw, result.raw[:5])  # whatever the number of images
+    assert not torch.equal(filled(inpainter, 4, kind="inpainting", images=images).raw, result.raw)
+
+
+def test_the_mean_of_completions_is_their_mean(inpainter):
+    images, hole = truth(), make_holes("half", N, SIZE)
+    seeds = [[mix(0, index, completion) for index in range(N)] for completion in range(3)]
+    each = torch.stack([inpainter(images.masked_fill(hole, GREY), hole, own).raw.float() for own in seeds])
+    result = filled(inpainter, kind="inpainting", hole=hole, mean_of=3)
+    assert (each[0] != each[1]).any() and torch.equal(result.raw, each.mean(dim=0).round().byte())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"kind": "telea", "margin": 1}, "row x: kind telea takes no margin"),
+        ({"kind": "masked", "checkpoint": "a"}, "row x: kind masked takes no checkpoint"),
+        ({"kind": "floor", "decoding": {"top_k": 3}}, "row x: kind floor takes no decoding"),
+        ({"kind": "magic"}, "'masked', 'telea'"),
+        ({"kind": "inpainting", "decoding": {"total_itr": 3}}, "total_itr: unknown key, known are: total_iter"),
+        ({"kind": "inpainting", "decoding": {"top_k": -3}}, "top_k: Input should be greater than or equal to 0, found"),
+        ({"kind": "inpainting", "mean_of": 0}, "mean_of"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_named(options, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Row(name="x", **options)
+
+
+def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
+    row = Row(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
+    with pytest.raises(ValueError, match=r"row x: config: .* sweet_spot = 9 must be at most total_iter = 4"):
+        rows.decoding_of(row, inpainter)
+
+
+def test_settings_tell_weights_and_options_that_matter(inpainter, checkpoint):
+    classical = rows.settings_of(Row(name="x", kind="telea"), None)
+    floor = rows.settings_of(Row(name="x", kind="floor", checkpoint=str(checkpoint)), inpainter)
+    ours = rows.settings_of(Row(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
+    assert classical == {"kind": "telea"} and set(floor["weights"]) == {"vqgan"}
+    assert ours["margin"] == 2 and ours["decoding"] == inpainter.decoding.model_dump()
+    assert ours["weights"]["vqgan"] == floor["weights"]["vqgan"] and "checkpoint" not in ours
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
+    out = run()
+    lines = read_lines(out / "rows.csv")
+    found = [(line.family, line.row, line.seed) for line in lines]
+    each = [("grey", None), ("Telea", None), ("floor", None), ("ours", 0), ("ours", 1), ("argmax", None)]
+    expected = [(family, *entry) for family in ("walk", "box") for entry in each]
+    assert found == [*expected, ("whole", "floor", None)]
+    by = {(line.family, line.row, line.seed): line.figures for line in lines}
+    both = {"fd_vgg16", "lpips", "psnr", "ssim", "l1", "seconds", "raw_fd_vgg16", "raw_lpips", "raw_ssim"}
+    assert both <= set(by["box", "ours", 0]) and not {"raw_psnr", "kid"} & set(by["box", "ours", 0])
+    assert both & set(by["box", "Telea", None]) == {name for name in both if not name.startswith("raw_")}
+    assert by["box", "ours", 0]["n 20-30"] == N and by["box", "ours", 0] != by["box", "ours", 1]
+    assert 0 < by["whole", "floor", None]["code_usage"] <= 1
+    assert sorted(path.name for path in out.iterdir()) == ["fd.png", "hole_size.png", "results.md", "rows.csv"]
+    text = (out / "results.md").read_text()
+    titles = ("walk by hole size", "box: known pixels pasted back", "box: decoder output", "Whole images")
+    for part in ("`python sweep.py --config", f"n = {N}", "decoding seeds: 0, 1", "- ours: `{", *titles):
+        assert part in text
+    assert "## box by hole size" not in text  # all boxes are of one size
+    assert re.search(r"^\| ours \| [\d.]+ ± [\d.]+ \| ", text, flags=re.MULTILINE)
+
+
+def test_the_figures_do_not_depend_on_what_else_is_compared(run):
+    alone = read_lines(run("--rows", "ours", "--data.masks", "{}", "--seeds", 1) / "rows.csv")
+    assert [(line.row, line.family, line.seed) for line in alone] == [("ours", "box", 1)]
+    everything = {line.key: line for line in read_lines(run() / "rows.csv")}
+    assert len(everything) == 13 and everything[alone[0].key] == alone[0]  # which was not measured again
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(run, monkeypatch):
+    measure, seen = sweep.Sweep.measure, []
+
+    def stopping(self, entry):
+        seen.append((entry.family, entry.row.name, entry.seed))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return measure(self, entry)
+
+    monkeypatch.setattr(sweep.Sweep, "measure", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    out = run()
+    assert len(seen) == 14 and seen[5] == seen[4]  # one entry was lost
+    assert len(read_lines(out / "rows.csv")) == 13
+    (out / "results.md").unlink()
+    run()
+    assert len(seen) == 14 and (out / "results.md").is_file()  # nothing to measure, the report is written
+
+
+def test_other_weights_settings_or_images_are_measured_anew(run, config, checkpoint, tmp_path):
+    def lines() -> int:
+        return len(read_lines(run("--rows", "ours", "floor", "--data.masks", "{}", "--seeds", 0) / "rows.csv"))
+
+    assert lines() == lines() == 3  # ours and floor on boxes, floor on whole images
+    values = yaml.safe_load(config.read_text())["rows"]
+    values[3]["decoding"] = {"top_k": 7}
+    rewrite(config, rows=values)
+    assert lines() == 4
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    torch.manual_seed(5)
+    save(other, vqgan(PATCH), transformer())
+    rewrite(config, rows=[row | ({"checkpoint": str(other)} if "checkpoint" in row else {}) for row in values])
+    assert lines() == 7
+    rewrite(config, data__n=N - 1)
+    assert lines() == 10
+
+
+def test_the_first_n_images_keep_their_holes(config):
+    few, all_ = (
+        sweep.Sweep(load_config(config, {"data.n": n, "rows": ROWS[:1]}, sweep.SweepConfig), "cpu", 0) for n in (3, 0)
+    )
+    assert len(few.truth) == 3 and len(all_.truth) == N
+    for family in ("walk", "box"):
+        assert torch.equal(few.holes[family], all_.holes[family][:3])
+    assert torch.equal(all_.holes["walk"], make_holes("walk", N, SIZE))
+    assert torch.equal(all_.holes["box"], make_holes("box", N, SIZE, 1)) and not few.inpainters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--rows", "mine"], "--rows mine: expected some of grey, Telea, floor, ours, argmax"),
+        (["--n", "7"], "data.n 7: expected 2 to 6, the images in"),
+        (["--n", "1"], "data.n 1: expected 2 to 6"),
+        (["--data.generated", "[blob]"], "data.generated: Value error, unknown family blob, expected some of walk"),
+        (["--data.generated", "[]", "--data.masks", "{}"], "no holes: expected masks or generated families"),
+        (["--data.masks", "{whole: x}"], "masks whole: taken"),
+        (["--data.masks", "{box: x}"], "masks box: taken"),
+        (["--data.truht", "x"], "data.truht: unknown key, known are: truth, n, masks"),
+        (["--data.truth", "nowhere"], "nowhere: no such folder or file of true images"),
+        (["--seeds", "-1"], "seeds.0: Input should be greater than or equal to 0, found -1"),
+        (["--nonsense"], "unknown argument '--nonsense'"),
+        (["--device", "toaster"], "--device toaster"),
+    ],
+)
+def test_a_refused_command_line_says_why(refused, arguments, told):
+    assert told in refused(*arguments)
+
+
+def test_wrong_rows_masks_and_weights_are_named(refused, config, tmp_path, checkpoint):
+    rewrite(config, rows=[*ROWS[:1], {"name": "b", "kind": "masked", "knid": 3}])
+    assert "rows.1.knid: unknown key, known are: name, kind, checkpoint" in refused()
+    rewrite(config, rows=[*ROWS[:1], *ROWS[:1]])
+    assert "two rows are called grey" in refused()
+    rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": "nowhere"}])
+    assert "nowhere/vqgan.safetensors: no such weights file" in refused()
+    rewrite(config, rows=ROWS[:1])
+    for index in range(N):
+        write_image(tmp_path / "full" / f"mask_{index}.png", np.full((SIZE, SIZE), 255 * (index == 2), np.uint8))
+    assert "full: mask 2 has no hole" in refused("--data.masks", f"{{full: {tmp_path / 'full'}}}")
+    (tmp_path / "full" / "mask_0.png").unlink()
+    assert f"full: masks (5, 1, {SIZE}, {SIZE}) for images (6, 3" in refused(
+        "--data.masks", f"{{full: {tmp_path / 'full'}}}"
+    )
+    for index in range(N):
+        write_image(tmp_path / "large" / f"image_{index}.png", np.zeros((32, 32, 3), np.uint8))
+    rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": str(checkpoint)}])
+    told = refused("--data.truth", tmp_path / "large", "--data.masks", "{}")
+    assert f"large: 32x32 pixels, but {checkpoint} takes {SIZE}x{SIZE}" in told
+
+
+# --- the shipped configs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_loads_and_opens_with_a_comment_on_itself(path):
+    config = load_config(path, root=sweep.SweepConfig)
+    assert path.read_text().startswith(f"# {path.stem}: ")
+    assert f"python sweep.py --config configs/sweeps/{path.name}" in path.read_text()
+    for row in config.rows:
+        if row.has_networks:
+            name = Path(row.checkpoint).name
+            assert (ROOT / row.checkpoint).is_dir() or (ROOT / "configs" / f"{name}.yml").is_file()
+            shipped = load_config(ROOT / "configs" / f"{name}.yml").decoding
+            assert isinstance(shipped.changed(row.decoding), DecodingConfig)
+
+
+def test_the_main_sweep_has_every_row_of_the_protocol():
+    config = load_config(ROOT / "configs" / "sweeps" / "main.yml", root=sweep.SweepConfig)
+    kinds = [row.kind for row in config.rows]
+    assert {"masked", "telea", "navier_stokes", "biharmonic", "floor"} <= set(kinds) and kinds.count("inpainting") == 4
+    assert config.seeds == (0, 1, 2, 3, 4) and config.data.hole_seed == 1 and config.data.n == 0
+    assert {*config.data.masks, *config.data.generated} == {"walk", "thick", "box", "half"}
+    assert any(row.decoding == {"total_iter": 1} for row in config.rows)
+
+
+def test_a_conv_encoder_sees_the_pre_filled_hole():
+    """With an encoder that looks beyond a token's patch, what the hole is painted with changes known tokens."""
+    torch.manual_seed(0)
+    inpainter = Inpainter(vqgan(CONV), transformer(), DecodingConfig(total_iter=2, sweet_spot=2), "cpu")
+    hole = make_holes("box", N, SIZE)
+    known = ~inpainter.hide(hole)
+    grey, painted = (inpainter.encode(truth(), hole, pre_fill) for pre_fill in (False, True))
+    assert known.shape == (N, GRID**2) and (grey != painted)[known].any()
