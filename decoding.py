@@ -48,6 +48,14 @@ class DecodingConfig(Settings):
         0.0, ge=0, lt=1, description="share of the decided tokens, the least sure, that is hidden and decoded once more"
     )
 
+    token_rule: Literal["any", "majority"] = pydantic.Field(
+        "any", description="a token is hidden where any, or more than half, of its pixels are missing"
+    )
+    pre_fill: bool = pydantic.Field(
+        False,
+        description="encode the hole filled by Navier-Stokes inpainting, not grey",
+    )
+
     @pydantic.field_validator("mask_func")
     @classmethod
     def _known_schedule(cls, name: str) -> str:

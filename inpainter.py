@@ -135,12 +135,9 @@ class Inpainter:
         seeds: Sequence[int],
         margin: int = 0,
         decoding: DecodingConfig | None = None,
-        token_rule: str = "any",
-        pre_fill: bool = False,
     ) -> Iterator[State]:
         """Decodes iteratively, a State after each iteration; `seeds` holds one integer >= 0 an image.
 
-        `margin` and `token_rule` as for `hide`, `pre_fill` as for `encode`.
         Raises ValueError where shapes or dtypes do not fit.
         """
         shape = (len(images), 3, self.size, self.size)
@@ -149,8 +146,10 @@ class Inpainter:
         shape = (len(images), 1, self.size, self.size)
         if hole.dtype != torch.bool or hole.shape != shape:
             raise ValueError(f"hole: expected bool {shape}, found {hole.dtype} {tuple(hole.shape)}")
-        tokens, hidden = self.encode(images, hole, pre_fill), self.hide(hole, margin, token_rule)
-        return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding or self.decoding, seeds)
+        decoding = decoding or self.decoding
+        tokens = self.encode(images, hole, decoding.pre_fill)
+        hidden = self.hide(hole, margin, decoding.token_rule)
+        return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding, seeds)
 
     def finish(self, images: Tensor, hole: Tensor, tokens: Tensor, confidence: Tensor | None = None) -> Filled:
         """Decodes the final tokens and pastes the known pixels back; `confidence` is that of the last State."""
@@ -172,9 +171,9 @@ class Inpainter:
         top_k: int | None = None,
         forget: bool | None = None,
         second_look: float | None = None,
+        token_rule: str | None = None,
+        pre_fill: bool | None = None,
         margin: int = 0,
-        token_rule: str = "any",
-        pre_fill: bool = False,
         samples: int = 1,
     ) -> Filled:
         """Fills the holes of one picture or of a batch of the model's size.
@@ -186,7 +185,7 @@ class Inpainter:
         seed: one integer >= 0 for all, image i then takes seed + i, or one an image
         steps, schedule: iterations and mask schedule; with the other keywords see `DecodingConfig` (total_iter,
             mask_func); None: as the checkpoint says
-        margin, token_rule, pre_fill: see `hide` and `encode`
+        margin: rings of tokens hidden around the hole
         samples: completions an image; those of image i are rows i * samples ... of the `Filled`, the first of them
             what samples=1 gives
 
@@ -204,12 +203,13 @@ class Inpainter:
             decoding = self.decoding.changed(
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, sampler=sampler, temperature=temperature,
                 sampling_temperature=sampling_temperature, top_k=top_k, forget=forget, second_look=second_look,
+                token_rule=token_rule, pre_fill=pre_fill,
             )  # fmt: skip
         except pydantic.ValidationError as error:
             raise ValueError(_one_line(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
         images, hole = (x.repeat_interleave(samples, dim=0) for x in (images, hole))
         seeds = [sample_seed(one, number) for one in seeds for number in range(samples)]
-        *_, last = self.steps(images, hole, seeds, margin, decoding, token_rule, pre_fill)
+        *_, last = self.steps(images, hole, seeds, margin, decoding)
         return self.finish(images, hole, last.tokens, last.confidence)
 
 

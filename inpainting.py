@@ -42,11 +42,6 @@ from zoo import listing
 __all__ = ["Filled", "Inpainter"]
 
 
-def how(args: argparse.Namespace) -> dict[str, object]:
-    """The flags that `Inpainter.steps` takes, but for the decoding."""
-    return {"margin": args.margin, "token_rule": args.token_rule, "pre_fill": args.pre_fill}
-
-
 def more_samples(
     inpainter: Inpainter, batch: Inputs, seeds: Sequence[int], args: argparse.Namespace, decoding: DecodingConfig
 ) -> list[Tensor]:
@@ -54,7 +49,7 @@ def more_samples(
     completions = []
     for number in range(1, args.samples):
         others = [sample_seed(seed, number) for seed in seeds]
-        *_, state = inpainter.steps(batch.images, batch.hole, others, decoding=decoding, **how(args))
+        *_, state = inpainter.steps(batch.images, batch.hole, others, args.margin, decoding)
         completions.append(inpainter.finish(batch.images, batch.hole, state.tokens).images)
     return completions
 
@@ -83,14 +78,14 @@ def run(
         for start, batch in batches(inputs, args.batch_size):
             rows, history = sheets.rows(start, len(batch)), []
             seeds = range(args.seed + start, args.seed + start + len(batch))
-            for state in inpainter.steps(batch.images, batch.hole, seeds, decoding=decoding, **how(args)):
+            for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
                 if rows:
                     history.append(sheets.draw(state, batch, rows))
                 profiler_step()
             filled = inpainter.finish(batch.images, batch.hole, state.tokens, state.confidence)
             further = more_samples(inpainter, batch, seeds, args, decoding)
             spread = spread_of([filled.images, *further], distance, inpainter.device)
-            hidden = inpainter.hide(batch.hole, args.margin, args.token_rule)
+            hidden = inpainter.hide(batch.hole, args.margin, decoding.token_rule)
             maps = confidence_map(batch.images, hidden, filled.confidence, codes)
             for done in pending:
                 done.result()  # raises what writing raised
@@ -134,7 +129,7 @@ def write_manifest(
     manifest = {
         "decoding": decoding.model_dump(),
         "seed": args.seed,
-        **how(args),
+        "margin": args.margin,
         "samples": args.samples,
         "diversity": {group: tally.diversity for group, tally in tallies.items()},  # None: not measured
         "checkpoint": str(args.checkpoint),
@@ -164,7 +159,7 @@ def fill_photos(
             photo = read_photo(image, mask, args.hole_color, args.box)
             pictures, notes = fill_photo(
                 inpainter, photo, args.seed + number, args.samples, decoding,
-                context=args.context, batch_size=args.batch_size, **how(args),
+                context=args.context, batch_size=args.batch_size, margin=args.margin,
             )  # fmt: skip
             for sample, pixels in enumerate(pictures):
                 path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
@@ -245,9 +240,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")
     add_flag(how, "--margin", type=int, default=0, help="rings of tokens hidden around the hole (default: 0)")
-    add_flag(how, "--token-rule", choices=TOKEN_RULES, default="any",
-             help="a token is hidden where any, or most, of its pixels are missing (default: any)")  # fmt: skip
-    add_flag(how, "--pre-fill", action="store_true", help="encode the hole filled by Navier-Stokes instead of grey")
+    add_flag(how, "--token-rule", choices=TOKEN_RULES,
+             help="a token is hidden where any, or most, of its pixels are missing")  # fmt: skip
+    add_flag(how, "--pre-fill", action=argparse.BooleanOptionalAction,
+             help="encode the hole filled by Navier-Stokes inpainting, or grey")  # fmt: skip
     run_time = parser.add_argument_group("running")
     add_flag(run_time, "--batch-size", type=int,
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip

@@ -221,8 +221,6 @@ def fill_photo(
     decoding: DecodingConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
     margin: int = 0,
-    token_rule: str = "any",
-    pre_fill: bool = False,
     context: float = CONTEXT,
     batch_size: int | None = None,
 ) -> tuple[list[np.ndarray], list[str]]:
@@ -240,7 +238,7 @@ def fill_photo(
         batch = jobs[start : start + size]
         index = torch.tensor([region for _, region in batch])
         seeds = [region_seed(seed, *job) for job in batch]
-        steps = inpainter.steps(parts.images[index], parts.hole[index], seeds, margin, decoding, token_rule, pre_fill)
+        steps = inpainter.steps(parts.images[index], parts.hole[index], seeds, margin, decoding)
         for state in steps:
             if progress:
                 progress(start // size * decoding.sweet_spot + state.step, total)

@@ -33,8 +33,6 @@ class Row(Settings):
     checkpoint: str = Field(str(PRETRAINED.relative_to(ROOT)), description="folder of weights: floor and inpainting")
     decoding: dict[str, object] = Field({}, description="changes of the checkpoint's decoding")
     margin: int = Field(0, ge=0, description="rings of tokens hidden around the hole")
-    token_rule: Literal["any", "majority"] = "any"
-    pre_fill: bool = Field(False, description="encode the hole filled by Navier-Stokes instead of grey")
     mean_of: int = Field(1, ge=1, description="the mean of so many completions")
 
     @property
@@ -131,13 +129,12 @@ def _inpaint(row: Row, inpainter: Inpainter, masked: Tensor, hole: Tensor, seed:
 
     Image i's draws are a function of (seed, i, completion), whatever the number of images.
     """
-    options = {"margin": row.margin, "token_rule": row.token_rule, "pre_fill": row.pre_fill}
     decoding, done = decoding_of(row, inpainter), []
     for start, (images, missing) in _batches(inpainter, masked, hole):
         total = torch.zeros(images.shape)
         for completion in range(row.mean_of):
             seeds = [mix(seed, start + index, completion) for index in range(len(images))]
-            *_, last = inpainter.steps(images, missing, seeds, decoding=decoding, **options)
+            *_, last = inpainter.steps(images, missing, seeds, row.margin, decoding)
             total += inpainter.finish(images, missing, last.tokens).raw
         done.append((total / row.mean_of).round().to(torch.uint8))
     return torch.cat(done)

@@ -417,7 +417,8 @@ class VQGAN(nn.Module):
         digest = hashlib.sha256(self.config.model_dump_json(include={"mean", "std", "encoder", "codebook"}).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "quant_conv.", "codebook.embedding.")):
-                digest.update(tensor.detach().half().cpu().contiguous().numpy().tobytes())
+                tensor = tensor.detach().half() + 0.0  # an average turns -0 into 0
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def _known(self, images: Tensor | None, hole: Tensor | None, like: Tensor) -> Tensor | None:

@@ -50,7 +50,7 @@ class Stub:
     def __init__(self, colour=200, bias=0):
         self.colour, self.bias, self.batches = colour, bias, []
 
-    def steps(self, images, hole, seeds, margin=0, decoding=None, token_rule="any", pre_fill=False):
+    def steps(self, images, hole, seeds, margin=0, decoding=None):
         self.batches.append((len(images), list(seeds), margin, decoding))
         return iter([SimpleNamespace(step=step, tokens=step) for step in (1, 2)])
 

@@ -131,14 +131,14 @@ def test_the_floor_is_the_decoded_true_tokens(inpainter):
 
 def test_an_inpainting_row_is_the_inpainter_with_seeds_mixed_from_seed_and_image(inpainter):
     images, hole = truth(9), make_holes("walk", 9, SIZE)  # two batches
-    options = {"margin": 1, "token_rule": "majority", "pre_fill": True}
-    result = filled(inpainter, 3, kind="inpainting", images=images, decoding={"total_iter": 2, "top_k": 5}, **options)
+    options = {"total_iter": 2, "top_k": 5, "token_rule": "majority", "pre_fill": True}
+    row = {"kind": "inpainting", "decoding": options, "margin": 1}
+    result = filled(inpainter, 3, images=images, **row)
     seeds = [mix(3, index, 0) for index in range(9)]
-    expected = inpainter(images.masked_fill(hole, GREY), hole, seed=seeds, steps=2, top_k=5, **options)
+    expected = inpainter(images.masked_fill(hole, GREY), hole, seed=seeds, steps=2, top_k=5, margin=1,
+                         token_rule="majority", pre_fill=True)  # fmt: skip
     assert torch.equal(result.raw, expected.raw)
-    fewer = filled(
-        inpainter, 3, kind="inpainting", images=images[:5], decoding={"total_iter": 2, "top_k": 5}, **options
-    )
+    fewer = filled(inpainter, 3, images=images[:5], **row)
     assert torch.equal(fewer.raw, result.raw[:5])  # whatever the number of images
     assert not torch.equal(filled(inpainter, 4, kind="inpainting", images=images).raw, result.raw)
 
