@@ -198,7 +198,7 @@ def fill_photos(
 ) -> None:
     """Fills pictures of any size; one that cannot be is reported, and the exit status is 1 when the others are done."""
     failed = False
-    for number, (image, mask, out) in enumerate(tqdm(jobs, desc="inpainting", unit="picture")):
+    for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
         try:
             photo = read_photo(image, mask, args.hole_color, args.box)
             pictures, notes = fill_photo(
@@ -258,16 +258,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
-             help="answers an image; further ones go to OUT/samples, all of --image to NAME_k.png (default: 1)")  # fmt: skip
+             help="answers an image: more in OUT/samples, of --image NAME_0.png ... (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
              help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
     add_flag(where, "--list", action="store_true", help="list the weights in pretrained/ and checkpoints/, and stop")
     own = parser.add_argument_group("your picture, of any size and mode; its hole is a mask, a colour, a box, "
                                     "or else what is transparent")  # fmt: skip
     add_flag(own, "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
-    add_flag(own, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
-    add_flag(own, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
-    add_flag(own, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
+    hole = own.add_mutually_exclusive_group()
+    add_flag(hole, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
+    add_flag(hole, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
+    add_flag(hole, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
              help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
@@ -322,14 +323,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--image and --test-maskedimage-path exclude each other")
     if not args.image and (args.mask or args.hole_color or args.box):
         parser.error("--mask, --hole-color and --box tell the hole of --image, which is missing")
-    if not args.context >= 1:
-        parser.error("--context must be at least 1")
     if (args.test_maskedimage_path is None) != (args.test_mask_path is None):
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
-    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1:
-        parser.error("--batch-size and --samples must be at least 1")
+    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not args.context >= 1:
+        parser.error("--batch-size, --samples and --context must be at least 1")
     if min(args.seed, args.margin, args.grids, args.profile) < 0:
         parser.error("--seed, --margin, --grids and --profile must be at least 0")
     if args.lpips_weights and args.samples == 1:
