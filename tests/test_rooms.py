@@ -14,6 +14,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "config": "decoding models",
     "data": "models.base",
     "decoding": "masks models.base",
+    "demo": "config data decoding drawing inpainter inputs masks photos pictures utils",
     "drawing": "data decoding inputs utils",
     "evaluate": "config data inpainter inputs masks metrics models utils",
     "fid_score": "config data metrics models.base utils",
