@@ -1,15 +1,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test clean
+.PHONY: run demo test test-demo clean
 
 run: .venv/requirements.stamp ## fill the holes of the embedded example
 	$(BIN)/python inpainting.py
+
+demo: .venv/requirements-demo.stamp ## a page to play with, at http://127.0.0.1:7860
+	$(BIN)/python demo.py
 
 test: .venv/requirements-dev.stamp ## style and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Debian's chromium
+	$(BIN)/pip install --quiet playwright
+	$(BIN)/python -m pytest tests/test_demo.py
+
+.venv/requirements-dev.stamp: requirements-demo.txt
 
 .venv/%.stamp: %.txt requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -214,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
-             help="answers an image: the further ones in OUT/samples, of --image NAME_k.png (default: 1)")  # fmt: skip
+             help="answers an image: more in OUT/samples, of --image NAME_0.png ... (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
              help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
     add_flag(where, "--list", action="store_true", help="list the weights in pretrained/ and checkpoints/, and stop")
@@ -285,14 +285,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--image and --test-maskedimage-path exclude each other")
     if not args.image and (args.mask or args.hole_color or args.box):
         parser.error("--mask, --hole-color and --box tell the hole of --image, which is missing")
-    if not args.context >= 1:
-        parser.error("--context must be at least 1")
     if (args.test_maskedimage_path is None) != (args.test_mask_path is None):
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
-    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1:
-        parser.error("--batch-size and --samples must be at least 1")
+    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not args.context >= 1:
+        parser.error("--batch-size, --samples and --context must be at least 1")
     if min(args.seed, args.margin, args.grids, args.profile) < 0:
         parser.error("--seed, --margin, --grids and --profile must be at least 0")
     if args.lpips_weights and args.samples == 1:

@@ -246,7 +246,7 @@ def fill_photo(
         images.append(filled.images)
         raw.append(filled.raw)
     chunks = zip(torch.cat(images).split(count), torch.cat(raw).split(count), strict=True)
-    return [paste(photo, parts, *chunk) for chunk in chunks], _shrinking(photo.name, parts, inpainter.size)
+    return [paste(photo, parts, *chunk) for chunk in chunks], shrinking(photo.name, parts, inpainter.size)
 
 
 def region_seed(seed: int, sample: int, region: int) -> int:
@@ -254,7 +254,7 @@ def region_seed(seed: int, sample: int, region: int) -> int:
     return mix(seed, sample, region) if region else sample_seed(seed, sample)
 
 
-def _shrinking(name: str, parts: Cut, size: int) -> list[str]:
+def shrinking(name: str, parts: Cut, size: int) -> list[str]:
     """A note on the region that was shrunk most, if any was."""
     factors = [square.side / size for square in parts.squares]
     worst, count = max(factors), sum(factor > 1 for factor in factors)

@@ -15,6 +15,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "config": "decoding models",
     "data": "models.base",
     "decoding": "masks models.base",
+    "demo": "config data decoding drawing inpainter inputs masks photos pictures utils",
     "drawing": "data decoding inputs utils",
     "fid_score": "config data metrics models.base utils",
     "inpainter": "classical config data decoding inputs masks models utils",

@@ -1,0 +1,355 @@
+"""A page to play with: paint a hole into a picture, and watch the model fill it.
+
+    python demo.py                                   # http://127.0.0.1:7860, for this machine alone
+    python demo.py --checkpoint checkpoints/cats64 --host 0.0.0.0 --port 8000
+
+    pixels  (H, W, 3) uint8       a picture of any size, upright
+    view    (h, w, 3) uint8       the same as the editor shows it, its longer side VIEW pixels
+    hole    (H, W) bool           True = missing
+
+The browser gives only the hole: the picture stays on the server as its file is, so known pixels come back untouched.
+Uploads and results lie in Gradio's folder of temporary files for a day at most.
+"""
+
+import argparse
+import html
+import itertools
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import gradio as gr
+import numpy as np
+import pydantic
+import torch
+from PIL import Image
+from torch import Tensor
+
+from config import add_flag, explain
+from data import to_pixels, write_image
+from decoding import DecodingConfig, State
+from drawing import confidence_map, frames
+from inpainter import PRETRAINED, Inpainter
+from inputs import chelsea
+from masks import FAMILIES, SCHEDULES, make_holes
+from photos import Photo, cut, paste, read_photo, region_seed, shrinking, write_photo
+from pictures import read_picture
+from utils import grid, log, start_logging
+
+VIEW = 512  # pixels
+HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
+READY_MADE = "Ready-made hole"
+PAINT = (255, 0, 128)
+MOST = 6  # completions
+QUEUE = 32  # people waiting
+TOGETHER = 8  # images decoded at once: a CPU's caches hold no more
+SAMPLERS = list(get_args(DecodingConfig.model_fields["sampler"].annotation))
+DAY = 24 * 60 * 60  # in seconds
+THEME = gr.themes.Default(primary_hue="pink", neutral_hue="zinc", font=["system-ui", "sans-serif"],
+                          font_mono=["ui-monospace", "monospace"])  # fmt: skip
+CSS = """
+main.contained, .gradio-container > .main { max-width: 1480px; margin: auto; padding-top: 12px; }
+#title h1 { margin: 0; }
+#status { min-height: 4em; line-height: 1.5; }
+#status .bar { height: .5em; margin-top: .5em; border-radius: .25em; background: var(--primary-500); }
+#samples .grid-wrap { padding: 0; overflow: hidden; }
+#samples .grid-container { grid-template-columns: repeat(3, 76px) !important; grid-template-rows: 76px !important; }
+#film .grid-container { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important; }
+.caption-label { font-size: .7rem !important; padding: 0 .4em !important; opacity: .8; }
+.small img { image-rendering: pixelated; }
+"""
+
+
+# --- pictures and holes ---
+
+
+def sample_files(folder: Path, size: int) -> list[str]:
+    """Writes what one can begin with: two crops of scikit-image's cat at the model's size, and all of it."""
+    from skimage.data import chelsea as photograph
+
+    faces = chelsea(size).truth[[0, 5]]
+    files = [folder / f"chelsea_{number}.png" for number in (1, 2, 3)]
+    for file, pixels in zip(files, [*map(to_pixels, faces), photograph()], strict=True):
+        write_image(file, pixels)
+    return [str(file) for file in files]
+
+
+def view(pixels: np.ndarray) -> np.ndarray:
+    """pixels -> view; small pictures show their pixels as squares."""
+    scale = VIEW / max(pixels.shape)
+    size = [max(1, round(length * scale)) for length in pixels.shape[1::-1]]
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS))
+
+
+def edited(path: str, hole: np.ndarray | None = None) -> dict:
+    """The editor's value for a picture file, `hole` of any size painted in; None: the transparent part, if any.
+
+    Raises ValueError naming the file that cannot be read.
+    """
+    picture = read_picture(path)
+    background = view(picture.rgb())
+    if hole is None:
+        hole = np.zeros((1, 1), bool) if (alpha := picture.alpha()) is None else alpha < 128
+    painted = np.asarray(Image.fromarray(hole).resize(background.shape[1::-1], Image.NEAREST))
+    layer = np.where(painted[..., None], np.uint8((*PAINT, 255)), np.uint8(0))
+    return {"background": background, "layers": [layer] if hole.any() else [], "composite": None}
+
+
+def painted_hole(editor: dict | None, shape: tuple[int, int]) -> np.ndarray:
+    """The editor's value -> hole of `shape` (H, W): pixels that the brush covered an eighth of.
+
+    Raises ValueError where there are none.
+    """
+    layers = [layer[..., 3] >= 128 for layer in (editor or {}).get("layers") or []]
+    hole = np.any(layers, axis=0) if layers else np.zeros((1, 1), bool)
+    hole = np.asarray(Image.fromarray(hole.astype(np.uint8) * 255).resize(shape[::-1], Image.BOX)) >= 256 // 8
+    if not hole.any():
+        raise ValueError("no hole: paint over what should be filled, or choose a ready-made hole")
+    return hole
+
+
+def plain(error: Exception | str, path: str) -> str:
+    """A message in one line, with the file named as its owner knows it."""
+    text = explain(error, DecodingConfig) if isinstance(error, pydantic.ValidationError) else str(error)
+    return text.replace(f"{Path(path).parent}{os.sep}", "").replace("\n", "; ")
+
+
+# --- filling ---
+
+
+def in_step(runs: list[Iterator[State]]) -> Iterator[State]:
+    """Several decodings as one: their states side by side, those that are done as they ended."""
+    last: tuple = ()
+    for states in itertools.zip_longest(*runs):
+        last = tuple(new or old for new, old in itertools.zip_longest(states, last))
+        tokens, hidden, confidence = (
+            torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "hidden", "confidence")
+        )
+        yield State(max(state.step for state in last), tokens, hidden, confidence)
+
+
+class Filling:
+    """`samples` completions of a photo, decoded together; as `photos.fill_photo` fills them, but step by step.
+
+    The model sees a square around each of the r regions of the hole; all that is called a picture shows these.
+    """
+
+    def __init__(self, inpainter: Inpainter, photo: Photo, decoding: DecodingConfig, seed: int, samples: int):
+        self.inpainter, self.photo, self.decoding, self.samples = inpainter, photo, decoding, samples
+        self.cut = cut(photo, inpainter.size)
+        self.regions = len(self.cut.squares)
+        self.images = self.cut.images.repeat(samples, 1, 1, 1)  # (samples r, 3, S, S)
+        self.hole = self.cut.hole.repeat(samples, 1, 1, 1)
+        self.seeds = [region_seed(seed, sample, region) for sample in range(samples) for region in range(self.regions)]
+        self.parts = [slice(start, start + TOGETHER) for start in range(0, len(self.seeds), TOGETHER)]
+        self.hidden = inpainter.hide(self.hole, rule=decoding.token_rule)  # at the start
+
+    def steps(self) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """The step and a picture a completion of each iteration: hidden tokens grey, those just decided framed."""
+        runs = [
+            self.inpainter.steps(self.images[part], self.hole[part], self.seeds[part], decoding=self.decoding)
+            for part in self.parts
+        ]
+        everything = torch.ones_like(self.hole[:1])
+        blank = self.inpainter.encode(self.images[:1], everything)  # (1, n), what a grey image gives
+        before = self.hidden
+        for state in in_step(runs):
+            painted = self._decode(torch.where(state.hidden, blank, state.tokens))
+            around = torch.stack((before, state.hidden), dim=1)  # (samples r, 2, n)
+            shown = [
+                frames(image, hole, two, one[None], one)[1]
+                for image, hole, two, one in zip(self.images, self.hole, around, painted, strict=True)
+            ]
+            before, self.state = state.hidden, state
+            yield state.step, self._sheets(torch.stack(shown))
+
+    def results(self) -> list[np.ndarray]:
+        """After the steps: the photo's pixels, filled, of each completion."""
+        raw = self._decode(self.state.tokens)
+        filled = torch.where(self.hole, raw, self.images)
+        chunks = zip(filled.split(self.regions), raw.split(self.regions), strict=True)
+        return [paste(self.photo, self.cut, *chunk) for chunk in chunks]
+
+    def maps(self) -> list[np.ndarray]:
+        """After the steps: how sure the model was of its tokens, a picture a completion."""
+        codes = self.inpainter.transformer.config.codes
+        return self._sheets(confidence_map(self.images, self.hidden, self.state.confidence, codes))
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        return torch.cat([self.inpainter.decode(tokens[p], self.images[p], self.hole[p]) for p in self.parts])
+
+    def _sheets(self, pictures: Tensor) -> list[np.ndarray]:
+        """(samples r, 3, h, w) -> a picture a completion, its regions side by side."""
+        columns = int(np.ceil(np.sqrt(self.regions)))
+        return [to_pixels(grid(regions, columns)) for regions in pictures.split(self.regions)]
+
+
+# --- the page ---
+
+
+class Page:
+    """What the page's events do; `inpainter` serves everybody, a session has a picture file and its hole."""
+
+    def __init__(self, inpainter: Inpainter):
+        self.inpainter = inpainter
+
+    def open(self, path: str) -> tuple[str, dict]:
+        """A picture file -> the session's picture, the editor's value."""
+        try:
+            return path, edited(path)
+        except ValueError as error:
+            gr.Warning(plain(error, path), title="No picture")
+            return gr.skip(), gr.skip()
+
+    def ready_made(self, path: str, family: str, seed: float) -> dict:
+        """A hole of `family`, "" for none -> the editor's value."""
+        return edited(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
+
+    def fill(self, editor, path, samples, steps, sweet_spot, schedule, sampler, temperature, seed) -> Iterator[tuple]:
+        """Yields what status, completions, steps, confidence maps and download show, after every iteration."""
+        try:
+            shape = read_picture(path).rgb().shape[:2]
+            hole = painted_hole(editor, shape)
+            photo = read_photo(path, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+            if seed is None:
+                raise ValueError("seed: expected a whole number from 0")
+            decoding = self.inpainter.decoding.changed(
+                total_iter=steps, sweet_spot=sweet_spot, mask_func=schedule, sampler=sampler, temperature=temperature
+            )
+            filling = Filling(self.inpainter, photo, decoding, int(seed), samples)
+        except ValueError as error:
+            gr.Warning(plain(error, path), title="Not filled")
+            yield tuple(gr.skip() for _ in range(5))
+            return
+        start, film = time.perf_counter(), []
+        columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
+        for step, pictures in filling.steps():
+            film.append((pictures[0], f"{step}"))
+            shown = gr.Gallery(numbered(pictures), columns=columns, selected_index=None)
+            bar = f"<div class='bar' style='width: {step / decoding.sweet_spot:.0%}'></div>"
+            status = f"<div>Step {step} of {decoding.sweet_spot}{bar}</div>"
+            yield status, shown, film, None, gr.DownloadButton(visible=False)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{Path(path).stem}_filled_{i}.png" for i in range(1, samples + 1)]
+            notes = [*photo.notes, *shrinking(path, filling.cut, self.inpainter.size)]
+            for file, pixels in zip(files, filling.results(), strict=True):
+                notes += write_photo(file, photo, pixels)
+            seconds = time.perf_counter() - start
+            lines = [f"{samples} completion{'s' * (samples > 1)} in {seconds:.1f} s, {hole.mean():.0%} of the picture"]
+            lines += dict.fromkeys(plain(note, path) for note in notes)
+            small = ["small"] if max(shape) < VIEW // 2 else []
+            shown = gr.Gallery(numbered(files), elem_classes=small)
+            yield "<br>".join(map(html.escape, lines)), shown, film, numbered(filling.maps()), download(files[0], 1)
+
+    def save(self, completions, event: gr.SelectData) -> gr.DownloadButton:
+        """The completion that was clicked is the one to download."""
+        return download(completions[event.index][0], event.index + 1)
+
+
+def numbered(pictures: list) -> list[tuple]:
+    return [(picture, f"{number}") for number, picture in enumerate(pictures, 1)]
+
+
+def download(file, number: int) -> gr.DownloadButton:
+    return gr.DownloadButton(f"Download completion {number}", value=str(file), visible=True)
+
+
+def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
+    """The page; `folder` is where its sample pictures are written."""
+    page, samples, usual = Page(inpainter), sample_files(folder, inpainter.size), inpainter.decoding
+    shown = {"show_label": False, "format": "png", "height": HEIGHT, "object_fit": "contain", "interactive": False}
+    with gr.Blocks(
+        title="maskgit-inpainting", analytics_enabled=False, delete_cache=(DAY, DAY), fill_width=True
+    ) as blocks:
+        gr.Markdown("# Fill the hole\nPaint over a part of a picture: a transformer fills it in, token by token.",
+                    elem_id="title")  # fmt: skip
+        path = gr.State(samples[0])
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row(equal_height=True):
+                    chooser = gr.Gallery(
+                        samples, columns=3, height=76, allow_preview=False, buttons=[], show_label=False, scale=2,
+                        container=False, min_width=240, interactive=False, object_fit="contain", elem_id="samples",
+                    )  # fmt: skip
+                    with gr.Column(scale=1, min_width=140):
+                        upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
+                        family = gr.Dropdown([(READY_MADE, ""), *FAMILIES], value="", show_label=False, container=False)
+                editor = gr.ImageEditor(
+                    edited(samples[0]), label="Paint the hole", sources=(), transforms=(), layers=False, buttons=[],
+                    brush=gr.Brush(28, [f"rgb{PAINT}"], color_mode="fixed"), eraser=gr.Eraser(28), format="png",
+                    canvas_size=(VIEW, VIEW), height=HEIGHT, elem_id="editor",
+                )  # fmt: skip
+                fill = gr.Button("Fill", variant="primary")
+            with gr.Column(scale=5, min_width=320):
+                status = gr.HTML(elem_id="status")
+                with gr.Tabs():
+                    with gr.Tab("Completions"):
+                        completions = gr.Gallery(buttons=["download", "fullscreen"], elem_id="completions", **shown)
+                    with gr.Tab("Steps"):
+                        film = gr.Gallery(buttons=["fullscreen"], columns=4, elem_id="film", **shown)
+                    with gr.Tab("Confidence"):
+                        maps = gr.Gallery(buttons=["download", "fullscreen"], columns=2, elem_id="maps", **shown)
+                save = gr.DownloadButton("Download", visible=False)
+            with gr.Column(scale=2, min_width=240):
+                count = gr.Slider(1, MOST, 4, step=1, label="Completions")
+                steps = gr.Slider(1, 32, usual.total_iter, step=1, label="Steps")
+                sweet_spot = gr.Slider(1, usual.total_iter, usual.sweet_spot, step=1, label="Sweet spot")
+                schedule = gr.Dropdown(list(SCHEDULES), value=usual.mask_func, label="Schedule")
+                sampler = gr.Dropdown(SAMPLERS, value=usual.sampler, label="Sampler")
+                temperature = gr.Slider(0, 10, usual.temperature, step=0.1, label="Temperature")
+                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+        settings = [count, steps, sweet_spot, schedule, sampler, temperature, seed]
+        quick = {"show_progress": "hidden", "concurrency_limit": None}
+
+        def choose(event: gr.SelectData):
+            return page.open(samples[event.index])
+
+        chooser.select(choose, None, [path, editor], **quick)
+        upload.upload(page.open, upload, [path, editor], **quick)
+        editor.clear(edited, path, editor, **quick)
+        family.input(page.ready_made, [path, family, seed], editor, **quick)
+        steps.release(lambda most: gr.Slider(maximum=most, value=most), steps, sweet_spot, **quick)
+        completions.select(page.save, completions, save, **quick)
+        fill.click(
+            page.fill, [editor, path, *settings], [status, completions, film, maps, save],
+            show_progress="minimal", show_progress_on=[completions], concurrency_limit=1,
+        )  # fmt: skip
+    return blocks.queue(max_size=QUEUE)
+
+
+def serve(blocks: gr.Blocks, host: str, port: int, wait: bool = True) -> None:
+    """Serves the page until interrupted, or, unless it shall `wait`, in the background. Raises OSError: port in use."""
+    blocks.launch(
+        server_name=host, server_port=port, prevent_thread_lock=not wait, share=False, quiet=True, ssr_mode=False,
+        theme=THEME, css=CSS, footer_links=[], run_history=False, max_file_size="50mb", enable_monitoring=False,
+    )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; see --help."""
+    start_logging()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # with which Gradio asks itself whether it is there
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add_flag(parser, "--checkpoint", default=PRETRAINED, metavar="DIR", type=Path,
+             help="folder with vqgan.safetensors and transformer.safetensors (default: pretrained/cats64)")  # fmt: skip
+    add_flag(
+        parser, "--host", default="127.0.0.1", help="0.0.0.0: every machine that reaches this one (default: 127.0.0.1)"
+    )
+    add_flag(parser, "--port", type=int, default=7860, help="default: 7860")
+    add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            blocks = build(Inpainter.from_pretrained(args.checkpoint, args.device), Path(folder))
+            log.info(f"http://{args.host}:{args.port} (Ctrl-C ends it)")
+            serve(blocks, args.host, args.port)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

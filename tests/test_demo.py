@@ -1,0 +1,259 @@
+"""The web page: what is behind it with tiny networks, and, where Chromium and Playwright are, the page itself."""
+
+import itertools
+import socket
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-demo.txt")
+
+from test_inpainting import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
+
+import demo  # noqa: E402, without gradio there is no page
+from decoding import State  # noqa: E402
+from inpainter import Inpainter  # noqa: E402
+from inputs import GREY  # noqa: E402
+from masks import FAMILIES  # noqa: E402
+from photos import fill_photo, read_photo  # noqa: E402
+
+SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0)  # steps, sweet spot, schedule, sampler, temperature, seed
+
+
+@pytest.fixture(scope="module")
+def inpainter() -> Inpainter:
+    torch.manual_seed(1)
+    return Inpainter(vqgan(), transformer(), DECODING, "cpu")
+
+
+@pytest.fixture
+def page(inpainter):
+    return demo.Page(inpainter)
+
+
+@pytest.fixture(scope="module")
+def photo_file(tmp_path_factory):
+    """A picture of 60x40 pixels, every one its own."""
+    file = tmp_path_factory.mktemp("photos") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)).save(file)
+    return str(file)
+
+
+@pytest.fixture
+def hole() -> np.ndarray:
+    """Two regions of the picture, far from each other; one is larger than what the model sees."""
+    hole = np.zeros((40, 60), bool)
+    hole[3:8, 2:9] = hole[15:38, 30:55] = True
+    return hole
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What the page tells the user in a toast."""
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda message, title: told.append(f"{title}: {message}"))
+    return told
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def shown_files(gallery) -> list[str]:
+    return [item["image"]["path"] for item in gallery.value]
+
+
+# --- pictures and holes ---
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (1, 700), (300, 451), (1200, 40)])
+def test_view_keeps_the_aspect_and_magnifies_pixels_to_squares(height, width):
+    given = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    shown = demo.view(given)
+    assert max(shown.shape) == demo.VIEW and shown.dtype == np.uint8
+    for length, before in zip(shown.shape, (height, width), strict=False):
+        assert abs(length - before * demo.VIEW / max(height, width)) <= 0.5 or length == 1
+    if height == 16:
+        assert np.array_equal(shown, given.repeat(32, axis=0).repeat(32, axis=1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(hole=arrays(bool, st.tuples(st.integers(1, 100), st.integers(1, 100))))
+def test_a_hole_comes_back_from_the_editor_as_it_was_painted_in(tmp_path_factory, hole):
+    file = tmp_path_factory.mktemp("any") / "grey.png"
+    Image.new("L", hole.shape[::-1]).save(file)
+    value = demo.edited(str(file), hole)
+    if hole.any():
+        assert np.array_equal(demo.painted_hole(value, hole.shape), hole)
+    else:
+        assert value["layers"] == []
+
+
+def test_what_is_transparent_is_painted_already(tmp_path):
+    rgba = np.full((20, 30, 4), 255, np.uint8)
+    rgba[4:9, 7:20, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "cut.png")
+    assert np.array_equal(demo.painted_hole(demo.edited(str(tmp_path / "cut.png")), (20, 30)), rgba[..., 3] == 0)
+
+
+@pytest.mark.parametrize("value", [None, {"layers": []}, {"layers": [np.zeros((8, 8, 4), np.uint8)]}])
+def test_nothing_painted_is_said(value):
+    with pytest.raises(ValueError, match="no hole: paint over"):
+        demo.painted_hole(value, (8, 8))
+
+
+# --- filling ---
+
+
+def test_decodings_side_by_side_are_the_decodings(inpainter):
+    images = torch.randint(256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
+    hole = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
+    hole[0, :, 0, 0] = hole[1] = True  # one token, done after a step; all tokens; none
+    alone = [list(inpainter.steps(images[i : i + 1], hole[i : i + 1], [i])) for i in range(3)]
+    assert [len(states) for states in alone] == [1, 4, 1]
+    together = list(demo.in_step([iter(states) for states in alone]))
+    assert [state.step for state in together] == [1, 2, 3, 4] and isinstance(together[0], State)
+    for step, state in enumerate(together):
+        for i, states in enumerate(alone):
+            own = states[min(step, len(states) - 1)]
+            assert torch.equal(state.tokens[i], own.tokens[0]) and torch.equal(state.hidden[i], own.hidden[0])
+            assert torch.equal(state.confidence[i], own.confidence[0])
+
+
+@pytest.mark.parametrize("together", [2, 8])
+def test_completions_are_those_of_fill_photo(inpainter, photo_file, hole, monkeypatch, together):
+    monkeypatch.setattr(demo, "TOGETHER", together)
+    photo = read_photo(photo_file, mask=Image.fromarray(~hole))
+    filling = demo.Filling(inpainter, photo, DECODING, seed=5, samples=3)
+    assert filling.regions == 2
+    seen = list(filling.steps())
+    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert all(len(pictures) == 3 for _, pictures in seen) and len(filling.maps()) == 3
+    expected, _ = fill_photo(inpainter, photo, seed=5, samples=3)
+    for mine, theirs in zip(filling.results(), expected, strict=True):
+        assert np.array_equal(mine, theirs) and np.array_equal(mine[~hole], photo.pixels[~hole])
+    first, last = (pictures[0].astype(int) for _, pictures in (seen[0], seen[-1]))
+    assert first.shape == last.shape == (256, 514, 3)  # two squares of 256, 2 between
+    grey = [(picture == GREY).all(axis=2).mean() for picture in (first, last)]
+    assert grey[0] > 0.05 and grey[1] < 0.01
+
+
+def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_file, hole, tmp_path):
+    grey = tmp_path / "deep.png"
+    deep = np.random.default_rng(1).integers(2**16, size=hole.shape, dtype=np.uint16)
+    Image.fromarray(deep).save(grey)
+    shown = page.fill(demo.edited(str(grey), hole), str(grey), 2, *SETTINGS)
+    for step in range(1, 5):
+        status, completions, film, maps, save = next(shown)
+        assert f"Step {step} of 4" in status and f"width: {25 * step}%" in status
+        assert len(completions.value) == 2 and len(film) == step and maps is None and not save.visible
+    status, completions, film, maps, save = next(shown)
+    assert len(files := shown_files(completions)) == 2
+    for file in files:
+        filled = pixels(file)
+        assert filled.dtype == deep.dtype and np.array_equal(filled[~hole], deep[~hole])
+    assert "2 completions in" in status and "deep.png: " in status and str(tmp_path) not in status
+    assert len(maps) == 2 and len(film) == 4 and save.label == "Download completion 1"
+    assert np.array_equal(pixels(save.value["path"]), pixels(files[0]))
+    assert list(shown) == []
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_seeds_tell_completions_apart(page, photo_file, hole, samples):
+    *_, last = itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, samples, *SETTINGS), 5)
+    results = [pixels(file) for file in shown_files(last[1])]
+    assert len({result.tobytes() for result in results}) == len(results) == samples
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"editor": None}, "no hole: paint over"),
+        ({"everywhere": True}, "the mask: the hole is the whole picture"),
+        ({"sweet_spot": 5}, "sweet_spot = 5 must be at most total_iter = 4"),
+        ({"seed": None}, "seed: expected a whole number from 0"),
+        ({"path": "gone"}, "gone: cannot be read as an image"),
+    ],
+)
+def test_what_cannot_be_filled_is_said_in_a_line(page, photo_file, hole, warnings, change, message):
+    values = dict(zip(("steps", "sweet_spot", "schedule", "sampler", "temperature", "seed"), SETTINGS, strict=True))
+    values |= {"editor": demo.edited(photo_file, hole | change.pop("everywhere", False)), "path": photo_file}
+    (shown,) = page.fill(samples=1, **values | change)
+    assert len(shown) == 5 and all(value == gr.skip() for value in shown)
+    (told,) = warnings
+    assert message in told and "\n" not in told
+
+
+def test_a_text_file_named_png_is_no_picture(page, tmp_path, warnings):
+    (tmp_path / "notes.png").write_text("not a picture")
+    assert page.open(str(tmp_path / "notes.png")) == (gr.skip(), gr.skip())
+    assert warnings[0].startswith("No picture: notes.png: cannot be read as an image")
+    assert str(tmp_path) not in warnings[0]
+
+
+@pytest.mark.parametrize("family", ["", *FAMILIES])
+def test_ready_made_holes(page, photo_file, family):
+    value = page.ready_made(photo_file, family, 3)
+    assert np.array_equal(value["background"], demo.view(pixels(photo_file))) and len(value["layers"]) == bool(family)
+    if family:
+        assert 0.01 < demo.painted_hole(value, (40, 60)).mean() < 0.9
+
+
+# --- the command line ---
+
+
+def test_command_line_names_what_is_wrong(inpainter, tmp_path, capsys):
+    def error(*arguments) -> str:
+        with pytest.raises(SystemExit) as raised:
+            demo.main([*map(str, arguments)])
+        assert raised.value.code == 2
+        return capsys.readouterr().err
+
+    assert "nowhere: expected a folder" in error("--checkpoint", tmp_path / "nowhere")
+    assert "--device toaster" in error("--checkpoint", save(tmp_path, vqgan(), transformer()), "--device", "toaster")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in error("--checkpoint", tmp_path, "--port", port)
+
+
+def test_help_names_the_flags(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--checkpoint", "--host", "--port", "127.0.0.1"))
+
+
+# --- the page ---
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def serving(inpainter, folder):
+    blocks, port = demo.build(inpainter, folder), free_port()
+    demo.serve(blocks, "127.0.0.1", port, wait=False)
+    yield f"http://127.0.0.1:{port}"
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def address(inpainter, tmp_path_factory):
+    """Where the page with tiny networks is."""
+    yield from serving(inpainter, tmp_path_factory.mktemp("samples"))
+
+
+def test_the_page_is_served_without_telemetry_and_from_this_machine_alone(address):
+    with urllib.request.urlopen(address) as answer:
+        text = answer.read().decode()
+    assert "Fill the hole" in text and '"analytics_enabled":false' in text.replace(" ", "")
+    with pytest.raises(ConnectionRefusedError):  # another address of this machine
+        socket.create_connection(("127.0.0.2", int(address.rpartition(":")[2])), 2)
