@@ -155,7 +155,8 @@ def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_
         assert f"Step {step} of 4" in status and f"width: {25 * step}%" in status
         assert len(completions.value) == 2 and len(film) == step and maps is None and not save.visible
     status, completions, film, maps, save = next(shown)
-    assert len(files := shown_files(completions)) == 2
+    files = shown_files(completions)
+    assert len(files) == 2
     for file in files:
         filled = pixels(file)
         assert filled.dtype == deep.dtype and np.array_equal(filled[~hole], deep[~hole])
