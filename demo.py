@@ -277,7 +277,9 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
                     )  # fmt: skip
                     with gr.Column(scale=1, min_width=140):
                         upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
-                        family = gr.Dropdown([(READY_MADE, ""), *FAMILIES], value="", show_label=False, container=False)
+                        family = gr.Dropdown(
+                            [(READY_MADE, ""), *FAMILIES], value="", show_label=False, container=False, elem_id="family"
+                        )
                 editor = gr.ImageEditor(
                     edited(samples[0]), label="Paint the hole", sources=(), transforms=(), layers=False, buttons=[],
                     brush=gr.Brush(28, [f"rgb{PAINT}"], color_mode="fixed"), eraser=gr.Eraser(28), format="png",

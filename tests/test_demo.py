@@ -1,6 +1,7 @@
 """The web page: what is behind it with tiny networks, and, where Chromium and Playwright are, the page itself."""
 
 import itertools
+import shutil
 import socket
 import urllib.request
 
@@ -20,7 +21,7 @@ import demo  # noqa: E402, without gradio there is no page
 from decoding import State  # noqa: E402
 from inpainter import Inpainter  # noqa: E402
 from inputs import GREY  # noqa: E402
-from masks import FAMILIES  # noqa: E402
+from masks import FAMILIES, make_holes  # noqa: E402
 from photos import fill_photo, read_photo  # noqa: E402
 
 SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0)  # steps, sweet spot, schedule, sampler, temperature, seed
@@ -258,3 +259,148 @@ def test_the_page_is_served_without_telemetry_and_from_this_machine_alone(addres
     assert "Fill the hole" in text and '"analytics_enabled":false' in text.replace(" ", "")
     with pytest.raises(ConnectionRefusedError):  # another address of this machine
         socket.create_connection(("127.0.0.2", int(address.rpartition(":")[2])), 2)
+
+
+# --- the page, in a browser ---
+
+CHROMIUM = shutil.which("chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+PATIENCE = 180_000  # in ms: without a GPU the editor draws slowly
+WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-demo")
+    if not CHROMIUM:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as engine:
+        running = engine.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield running
+        running.close()
+
+
+class Visitor:
+    """Somebody at the page, and what went wrong there: errors of the console, requests to other hosts."""
+
+    def __init__(self, browser, address: str, viewport: dict = WIDE):
+        self.wrong: list[str] = []
+        self.page = browser.new_context(viewport=viewport).new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("console", lambda message: message.type == "error" and self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", lambda request: self._check(request.url, address))
+        self.page.goto(address)
+        self.page.wait_for_selector("#editor canvas")
+        self.settle()
+
+    def _check(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.wrong.append(f"request to {url}")
+
+    def settle(self) -> None:
+        self.page.wait_for_timeout(1500)  # until the editor has drawn a picture and fitted it into its frame
+
+    def wait_for_editor(self, action) -> None:
+        """Until the editor has fetched and drawn what `action` changed."""
+        with self.page.expect_response(lambda answer: "/file=" in answer.url):
+            action()
+        self.settle()
+
+    def upload(self, file) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_text("Upload a picture").click()
+        chooser.value.set_files(str(file))
+
+    def paint(self, across: float = 60) -> None:
+        """A stroke of `across` pixels to both sides of the middle."""
+        box = self.page.locator("#editor canvas").first.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x - across, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + across, y, steps=3)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(300)
+
+    def press(self) -> None:
+        self.page.get_by_role("button", name="Fill", exact=True).click()
+
+    def result(self) -> np.ndarray:
+        """The first completion, once it is there."""
+        save = self.page.get_by_role("button", name="Download completion 1")
+        save.wait_for()
+        with self.page.expect_download() as download:
+            save.click()
+        return pixels(download.value.path())
+
+    def count(self, gallery: str) -> int:
+        return self.page.locator(f"#{gallery} .thumbnail-item").count()
+
+    def leave(self) -> None:
+        self.page.context.close()
+        assert self.wrong == []
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_an_uploaded_picture_keeps_what_was_not_painted(browser, address, photo_file, viewport):
+    visitor = Visitor(browser, address, viewport)
+    assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visitor.wait_for_editor(lambda: visitor.upload(photo_file))
+    visitor.paint()
+    visitor.press()
+    given, filled = pixels(photo_file), visitor.result()
+    changed = (given != filled).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert filled.shape == given.shape and 0.02 < changed.mean() < 0.3
+    assert rows.min() > 5 and rows.max() < 35 and columns.min() > 5 and columns.max() < 55  # the stroke, and no more
+    visitor.leave()
+
+
+def test_a_text_file_and_a_missing_hole_are_said(browser, address, tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture")
+    visitor = Visitor(browser, address)
+    visitor.upload(tmp_path / "notes.png")
+    visitor.page.get_by_text("notes.png: cannot be read as an image").wait_for()
+    visitor.press()
+    visitor.page.get_by_text("no hole: paint over what should be filled").wait_for()
+    visitor.paint()
+    visitor.press()
+    assert visitor.result().shape == (SIZE, SIZE, 3)  # the sample is still there
+    visitor.leave()
+
+
+def test_two_people_at_once_get_each_their_own(browser, address, photo_file):
+    first, second = Visitor(browser, address, PHONE), Visitor(browser, address, PHONE)
+    second.wait_for_editor(lambda: second.upload(photo_file))
+    for visitor in (first, second):
+        visitor.paint()
+    for visitor in (first, second):
+        visitor.press()
+    assert (second.result().shape, first.result().shape) == ((40, 60, 3), (SIZE, SIZE, 3))
+    for visitor in (first, second):
+        visitor.leave()
+
+
+def test_the_shipped_weights_fill_a_sample_step_by_step(browser, tmp_path):
+    for address in serving(Inpainter.from_pretrained(device="cpu"), tmp_path):
+        visitor = Visitor(browser, address)
+        visitor.wait_for_editor(visitor.page.locator("#samples .thumbnail-item").nth(1).click)
+        visitor.page.locator("#family input").click()
+        visitor.wait_for_editor(visitor.page.get_by_role("option", name="thick").click)
+        visitor.press()
+        visitor.page.get_by_text("Step 2 of").wait_for()
+        given, filled = pixels(tmp_path / "chelsea_2.png"), visitor.result()
+        hole = np.asarray(make_holes("thick", 1)[0, 0])
+        assert np.array_equal(given[~hole], filled[~hole]) and (given[hole] != filled[hole]).any()
+        assert visitor.count("completions") == 4
+        for tab, gallery, count in (("Steps", "film", 10), ("Confidence", "maps", 4)):
+            visitor.page.get_by_role("tab", name=tab).click()
+            assert visitor.count(gallery) == count
+        visitor.page.get_by_role("tab", name="Completions").click()
+        visitor.page.locator("#completions .thumbnail-item").nth(2).click()
+        visitor.page.get_by_role("button", name="Download completion 3").wait_for()
+        visitor.page.get_by_role("button", name="Clear", exact=True).click()
+        visitor.settle()
+        visitor.press()
+        visitor.page.get_by_text("no hole: paint over what should be filled").wait_for()
+        visitor.leave()
