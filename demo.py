@@ -13,7 +13,6 @@ Uploads and results lie in Gradio's folder of temporary files for a day at most.
 
 import argparse
 import html
-import itertools
 import logging
 import os
 import tempfile
@@ -25,20 +24,18 @@ from typing import get_args
 import gradio as gr
 import numpy as np
 import pydantic
-import torch
 from PIL import Image
-from torch import Tensor
 
 from config import add_flag, explain
 from data import to_pixels, write_image
-from decoding import DecodingConfig, State
-from drawing import confidence_map, frames
+from decoding import DecodingConfig
+from filling import Filling
 from inpainter import PRETRAINED, Inpainter
 from inputs import chelsea
 from masks import FAMILIES, SCHEDULES, make_holes
-from photos import Photo, cut, paste, read_photo, region_seed, shrinking, write_photo
+from photos import read_photo, shrinking, write_photo
 from pictures import read_picture
-from utils import grid, log, start_logging
+from utils import log, start_logging
 
 VIEW = 512  # pixels
 HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
@@ -46,7 +43,6 @@ READY_MADE = "Ready-made hole"
 PAINT = (255, 0, 128)
 MOST = 6  # completions
 QUEUE = 32  # people waiting
-TOGETHER = 8  # images decoded at once: a CPU's caches hold no more
 SAMPLERS = list(get_args(DecodingConfig.model_fields["sampler"].annotation))
 DAY = 24 * 60 * 60  # in seconds
 THEME = gr.themes.Default(primary_hue="pink", neutral_hue="zinc", font=["system-ui", "sans-serif"],
@@ -56,6 +52,7 @@ main.contained, .gradio-container > .main { max-width: 1480px; margin: auto; pad
 #title h1 { margin: 0; }
 #status { min-height: 4em; line-height: 1.5; }
 #status .bar { height: .5em; margin-top: .5em; border-radius: .25em; background: var(--primary-500); }
+#editor [title="Clear canvas"] { display: none; }  /* it would take the picture away too */
 #samples .grid-wrap { padding: 0; overflow: hidden; }
 #samples .grid-container { grid-template-columns: repeat(3, 76px) !important; grid-template-rows: 76px !important; }
 #film .grid-container { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important; }
@@ -100,13 +97,13 @@ def edited(path: str, hole: np.ndarray | None = None) -> dict:
 
 
 def painted_hole(editor: dict | None, shape: tuple[int, int]) -> np.ndarray:
-    """The editor's value -> hole of `shape` (H, W): pixels that the brush covered an eighth of.
+    """The editor's value -> hole of `shape` (H, W): pixels that the brush covered half of.
 
     Raises ValueError where there are none.
     """
     layers = [layer[..., 3] >= 128 for layer in (editor or {}).get("layers") or []]
     hole = np.any(layers, axis=0) if layers else np.zeros((1, 1), bool)
-    hole = np.asarray(Image.fromarray(hole.astype(np.uint8) * 255).resize(shape[::-1], Image.BOX)) >= 256 // 8
+    hole = np.asarray(Image.fromarray(hole.astype(np.uint8) * 255).resize(shape[::-1], Image.BOX)) >= 128
     if not hole.any():
         raise ValueError("no hole: paint over what should be filled, or choose a ready-made hole")
     return hole
@@ -116,76 +113,6 @@ def plain(error: Exception | str, path: str) -> str:
     """A message in one line, with the file named as its owner knows it."""
     text = explain(error, DecodingConfig) if isinstance(error, pydantic.ValidationError) else str(error)
     return text.replace(f"{Path(path).parent}{os.sep}", "").replace("\n", "; ")
-
-
-# --- filling ---
-
-
-def in_step(runs: list[Iterator[State]]) -> Iterator[State]:
-    """Several decodings as one: their states side by side, those that are done as they ended."""
-    last: tuple = ()
-    for states in itertools.zip_longest(*runs):
-        last = tuple(new or old for new, old in itertools.zip_longest(states, last))
-        tokens, hidden, confidence = (
-            torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "hidden", "confidence")
-        )
-        yield State(max(state.step for state in last), tokens, hidden, confidence)
-
-
-class Filling:
-    """`samples` completions of a photo, decoded together; as `photos.fill_photo` fills them, but step by step.
-
-    The model sees a square around each of the r regions of the hole; all that is called a picture shows these.
-    """
-
-    def __init__(self, inpainter: Inpainter, photo: Photo, decoding: DecodingConfig, seed: int, samples: int):
-        self.inpainter, self.photo, self.decoding, self.samples = inpainter, photo, decoding, samples
-        self.cut = cut(photo, inpainter.size)
-        self.regions = len(self.cut.squares)
-        self.images = self.cut.images.repeat(samples, 1, 1, 1)  # (samples r, 3, S, S)
-        self.hole = self.cut.hole.repeat(samples, 1, 1, 1)
-        self.seeds = [region_seed(seed, sample, region) for sample in range(samples) for region in range(self.regions)]
-        self.parts = [slice(start, start + TOGETHER) for start in range(0, len(self.seeds), TOGETHER)]
-        self.hidden = inpainter.hide(self.hole, rule=decoding.token_rule)  # at the start
-
-    def steps(self) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """The step and a picture a completion of each iteration: hidden tokens grey, those just decided framed."""
-        runs = [
-            self.inpainter.steps(self.images[part], self.hole[part], self.seeds[part], decoding=self.decoding)
-            for part in self.parts
-        ]
-        everything = torch.ones_like(self.hole[:1])
-        blank = self.inpainter.encode(self.images[:1], everything)  # (1, n), what a grey image gives
-        before = self.hidden
-        for state in in_step(runs):
-            painted = self._decode(torch.where(state.hidden, blank, state.tokens))
-            around = torch.stack((before, state.hidden), dim=1)  # (samples r, 2, n)
-            shown = [
-                frames(image, hole, two, one[None], one)[1]
-                for image, hole, two, one in zip(self.images, self.hole, around, painted, strict=True)
-            ]
-            before, self.state = state.hidden, state
-            yield state.step, self._sheets(torch.stack(shown))
-
-    def results(self) -> list[np.ndarray]:
-        """After the steps: the photo's pixels, filled, of each completion."""
-        raw = self._decode(self.state.tokens)
-        filled = torch.where(self.hole, raw, self.images)
-        chunks = zip(filled.split(self.regions), raw.split(self.regions), strict=True)
-        return [paste(self.photo, self.cut, *chunk) for chunk in chunks]
-
-    def maps(self) -> list[np.ndarray]:
-        """After the steps: how sure the model was of its tokens, a picture a completion."""
-        codes = self.inpainter.transformer.config.codes
-        return self._sheets(confidence_map(self.images, self.hidden, self.state.confidence, codes))
-
-    def _decode(self, tokens: Tensor) -> Tensor:
-        return torch.cat([self.inpainter.decode(tokens[p], self.images[p], self.hole[p]) for p in self.parts])
-
-    def _sheets(self, pictures: Tensor) -> list[np.ndarray]:
-        """(samples r, 3, h, w) -> a picture a completion, its regions side by side."""
-        columns = int(np.ceil(np.sqrt(self.regions)))
-        return [to_pixels(grid(regions, columns)) for regions in pictures.split(self.regions)]
 
 
 # --- the page ---
@@ -225,33 +152,47 @@ class Page:
             gr.Warning(plain(error, path), title="Not filled")
             yield tuple(gr.skip() for _ in range(5))
             return
+        with tempfile.TemporaryDirectory() as folder:
+            yield from self._watch(filling, Path(folder) / Path(path).stem)
+
+    def _watch(self, filling: Filling, stem: Path) -> Iterator[tuple]:
+        """Yields what `fill` does; the pictures' names begin with `stem`.
+
+        They are files, because Gradio would write arrays anew, the steps gone by too, while browsers read them.
+        """
+        photo, samples, last = filling.photo, filling.samples, filling.decoding.sweet_spot
         start, film = time.perf_counter(), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
         for step, pictures in filling.steps():
-            film.append((pictures[0], f"{step}"))
-            shown = gr.Gallery(numbered(pictures), columns=columns, selected_index=None)
-            bar = f"<div class='bar' style='width: {step / decoding.sweet_spot:.0%}'></div>"
-            status = f"<div>Step {step} of {decoding.sweet_spot}{bar}</div>"
-            yield status, shown, film, None, gr.DownloadButton(visible=False)
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"{Path(path).stem}_filled_{i}.png" for i in range(1, samples + 1)]
-            notes = [*photo.notes, *shrinking(path, filling.cut, self.inpainter.size)]
-            for file, pixels in zip(files, filling.results(), strict=True):
-                notes += write_photo(file, photo, pixels)
-            seconds = time.perf_counter() - start
-            lines = [f"{samples} completion{'s' * (samples > 1)} in {seconds:.1f} s, {hole.mean():.0%} of the picture"]
-            lines += dict.fromkeys(plain(note, path) for note in notes)
-            small = ["small"] if max(shape) < VIEW // 2 else []
-            shown = gr.Gallery(numbered(files), elem_classes=small)
-            yield "<br>".join(map(html.escape, lines)), shown, film, numbered(filling.maps()), download(files[0], 1)
+            shown = written(f"{stem}_step_{step}", pictures)
+            film.append((shown[0][0], f"{step}"))
+            bar = f"<div class='bar' style='width: {step / last:.0%}'></div>"
+            gallery = gr.Gallery(shown, columns=columns, selected_index=None)
+            yield f"<div>Step {step} of {last}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
+        notes = [*photo.notes, *shrinking(photo.name, filling.cut, self.inpainter.size)]
+
+        def keep(file: Path, pixels: np.ndarray) -> None:
+            notes.extend(write_photo(file, photo, pixels))
+
+        shown = written(f"{stem}_filled", filling.results(), keep)
+        seconds, share = time.perf_counter() - start, photo.hole.mean()
+        lines = [f"{samples} completion{'s' * (samples > 1)} in {seconds:.1f} s, {share:.0%} of the picture"]
+        lines += dict.fromkeys(plain(note, photo.name) for note in notes)
+        gallery = gr.Gallery(shown, elem_classes=["small"] if max(photo.hole.shape) < VIEW // 2 else [])
+        maps = written(f"{stem}_confidence", filling.maps())
+        yield "<br>".join(map(html.escape, lines)), gallery, film, maps, download(shown[0][0], 1)
 
     def save(self, completions, event: gr.SelectData) -> gr.DownloadButton:
         """The completion that was clicked is the one to download."""
         return download(completions[event.index][0], event.index + 1)
 
 
-def numbered(pictures: list) -> list[tuple]:
-    return [(picture, f"{number}") for number, picture in enumerate(pictures, 1)]
+def written(stem: str, pictures: list[np.ndarray], write=write_image) -> list[tuple[Path, str]]:
+    """Writes the pictures stem_1.png, ...: what a gallery shows."""
+    files = [Path(f"{stem}_{number}.png") for number in range(1, len(pictures) + 1)]
+    for file, picture in zip(files, pictures, strict=True):
+        write(file, picture)
+    return [(file, f"{number}") for number, file in enumerate(files, 1)]
 
 
 def download(file, number: int) -> gr.DownloadButton:
@@ -285,7 +226,9 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
                     brush=gr.Brush(28, [f"rgb{PAINT}"], color_mode="fixed"), eraser=gr.Eraser(28), format="png",
                     canvas_size=(VIEW, VIEW), height=HEIGHT, elem_id="editor",
                 )  # fmt: skip
-                fill = gr.Button("Fill", variant="primary")
+                with gr.Row():
+                    clear = gr.Button("Clear", scale=1, min_width=80)
+                    fill = gr.Button("Fill", variant="primary", scale=4, min_width=160)
             with gr.Column(scale=5, min_width=320):
                 status = gr.HTML(elem_id="status")
                 with gr.Tabs():
@@ -312,7 +255,7 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
 
         chooser.select(choose, None, [path, editor], **quick)
         upload.upload(page.open, upload, [path, editor], **quick)
-        editor.clear(edited, path, editor, **quick)
+        clear.click(edited, path, editor, **quick)
         family.input(page.ready_made, [path, family, seed], editor, **quick)
         steps.release(lambda most: gr.Slider(maximum=most, value=most), steps, sweet_spot, **quick)
         completions.select(page.save, completions, save, **quick)

@@ -18,7 +18,9 @@ gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install 
 from test_inpainting import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
 
 import demo  # noqa: E402, without gradio there is no page
+import filling  # noqa: E402
 from decoding import State  # noqa: E402
+from filling import Filling  # noqa: E402
 from inpainter import Inpainter  # noqa: E402
 from inputs import GREY  # noqa: E402
 from masks import FAMILIES, make_holes  # noqa: E402
@@ -85,7 +87,7 @@ def test_view_keeps_the_aspect_and_magnifies_pixels_to_squares(height, width):
         assert np.array_equal(shown, given.repeat(32, axis=0).repeat(32, axis=1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(hole=arrays(bool, st.tuples(st.integers(1, 100), st.integers(1, 100))))
 def test_a_hole_comes_back_from_the_editor_as_it_was_painted_in(tmp_path_factory, hole):
     file = tmp_path_factory.mktemp("any") / "grey.png"
@@ -119,7 +121,7 @@ def test_decodings_side_by_side_are_the_decodings(inpainter):
     hole[0, :, 0, 0] = hole[1] = True  # one token, done after a step; all tokens; none
     alone = [list(inpainter.steps(images[i : i + 1], hole[i : i + 1], [i])) for i in range(3)]
     assert [len(states) for states in alone] == [1, 4, 1]
-    together = list(demo.in_step([iter(states) for states in alone]))
+    together = list(filling.in_step([iter(states) for states in alone]))
     assert [state.step for state in together] == [1, 2, 3, 4] and isinstance(together[0], State)
     for step, state in enumerate(together):
         for i, states in enumerate(alone):
@@ -130,15 +132,15 @@ def test_decodings_side_by_side_are_the_decodings(inpainter):
 
 @pytest.mark.parametrize("together", [2, 8])
 def test_completions_are_those_of_fill_photo(inpainter, photo_file, hole, monkeypatch, together):
-    monkeypatch.setattr(demo, "TOGETHER", together)
+    monkeypatch.setattr(filling, "TOGETHER", together)
     photo = read_photo(photo_file, mask=Image.fromarray(~hole))
-    filling = demo.Filling(inpainter, photo, DECODING, seed=5, samples=3)
-    assert filling.regions == 2
-    seen = list(filling.steps())
+    run = Filling(inpainter, photo, DECODING, seed=5, samples=3)
+    assert run.regions == 2
+    seen = list(run.steps())
     assert [step for step, _ in seen] == [1, 2, 3, 4]
-    assert all(len(pictures) == 3 for _, pictures in seen) and len(filling.maps()) == 3
+    assert all(len(pictures) == 3 for _, pictures in seen) and len(run.maps()) == 3
     expected, _ = fill_photo(inpainter, photo, seed=5, samples=3)
-    for mine, theirs in zip(filling.results(), expected, strict=True):
+    for mine, theirs in zip(run.results(), expected, strict=True):
         assert np.array_equal(mine, theirs) and np.array_equal(mine[~hole], photo.pixels[~hole])
     first, last = (pictures[0].astype(int) for _, pictures in (seen[0], seen[-1]))
     assert first.shape == last.shape == (256, 514, 3)  # two squares of 256, 2 between
