@@ -577,6 +577,8 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         "top_k": 0,
         "forget": False,
         "second_look": 0.0,
+        "token_rule": "any",
+        "pre_fill": False,
     }
 
 
