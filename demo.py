@@ -124,17 +124,31 @@ class Page:
     def __init__(self, inpainter: Inpainter):
         self.inpainter = inpainter
 
-    def open(self, path: str) -> tuple[str, dict]:
+    def open(self, path: str) -> Iterator[tuple[str, dict]]:
         """A picture file -> the session's picture, the editor's value."""
         try:
-            return path, edited(path)
+            for value in self.show(path):
+                yield path, value
         except ValueError as error:
             gr.Warning(plain(error, path), title="No picture")
-            return gr.skip(), gr.skip()
+            yield gr.skip(), gr.skip()
 
-    def ready_made(self, path: str, family: str, seed: float) -> dict:
+    def show(self, path: str, hole: np.ndarray | None = None) -> Iterator[dict]:
+        """Yields what `edited` gives, its pictures in files that last until the next call.
+
+        Gradio would write arrays anew while browsers read them; files it copies once.
+        """
+        value = edited(path, hole)
+        with tempfile.TemporaryDirectory() as folder:
+            background, layers = (
+                [str(file) for file, _ in written(f"{folder}/{name}", pictures)]
+                for name, pictures in (("picture", [value["background"]]), ("hole", value["layers"]))
+            )
+            yield {"background": background[0], "layers": layers, "composite": None}
+
+    def ready_made(self, path: str, family: str, seed: float) -> Iterator[dict]:
         """A hole of `family`, "" for none -> the editor's value."""
-        return edited(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
+        yield from self.show(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
 
     def fill(self, editor, path, samples, steps, sweet_spot, schedule, sampler, temperature, seed) -> Iterator[tuple]:
         """Yields what status, completions, steps, confidence maps and download show, after every iteration."""
@@ -156,10 +170,7 @@ class Page:
             yield from self._watch(filling, Path(folder) / Path(path).stem)
 
     def _watch(self, filling: Filling, stem: Path) -> Iterator[tuple]:
-        """Yields what `fill` does; the pictures' names begin with `stem`.
-
-        They are files, because Gradio would write arrays anew, the steps gone by too, while browsers read them.
-        """
+        """Yields what `fill` does; the pictures are files, as in `show`, whose names begin with `stem`."""
         photo, samples, last = filling.photo, filling.samples, filling.decoding.sweet_spot
         start, film = time.perf_counter(), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
@@ -251,11 +262,11 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
         quick = {"show_progress": "hidden", "concurrency_limit": None}
 
         def choose(event: gr.SelectData):
-            return page.open(samples[event.index])
+            yield from page.open(samples[event.index])
 
         chooser.select(choose, None, [path, editor], **quick)
         upload.upload(page.open, upload, [path, editor], **quick)
-        clear.click(edited, path, editor, **quick)
+        clear.click(page.show, path, editor, **quick)
         family.input(page.ready_made, [path, family, seed], editor, **quick)
         steps.release(lambda most: gr.Slider(maximum=most, value=most), steps, sweet_spot, **quick)
         completions.select(page.save, completions, save, **quick)
