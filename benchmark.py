@@ -39,7 +39,7 @@ from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training_transformer import Stage2
 from training_vqgan import Stage1
-from utils import has_bfloat16, log, machine, pick_device, start_logging
+from utils import has_bfloat16, images_at_once, log, machine, pick_device, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 
@@ -161,7 +161,7 @@ def ours_inpainting(
     inpainter = Inpainter(*networks(config), config.decoding, settings.device, settings.precision, settings.compiled)
     inputs, folder = faces(count, inpainter.size), tempfile.mkdtemp()
     decoding = config.decoding.model_copy(update={"total_iter": steps, "sweet_spot": steps})
-    batch = batch or (8 if settings.device == "cpu" else 64)
+    batch = batch or images_at_once(torch.device(settings.device))
     args = build_parser().parse_args(["--out", folder, "--grids", "0", "--batch-size", str(batch)])
     return partial(run, inpainter, inputs, args, decoding)
 
@@ -378,9 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     start(settings)
     repeats = 1 if args.quick else args.repeats
     limits = ceilings(device, repeats, 512 if args.quick or device.type == "cpu" else 8192)
-    own = (
-        "bfloat16" if args.precision == "bfloat16" or (args.precision == "auto" and has_bfloat16(device)) else "float32"
-    )
+    own = "bfloat16" if uses_bfloat16(device, args.precision) else "float32"
     ceiling = limits.get(f"{own} product")
     log.info("ceilings in GFLOP/s: " + "  ".join(f"{name} {value:.0f}" for name, value in limits.items()))
     rows: list[Row] = []

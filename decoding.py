@@ -14,15 +14,18 @@ import math
 import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pydantic
 import torch
 from torch import Tensor
 
-from masks import schedule
+from masks import TokenRule, schedule
 from models.base import Settings
+
+Sampler = Literal["maskgit", "lab", "growing", "random", "halton"]
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
 
 
 class DecodingConfig(Settings):
@@ -31,7 +34,7 @@ class DecodingConfig(Settings):
     total_iter: int = pydantic.Field(10, ge=1, description="T, iterations that the mask schedule is laid out over")
     sweet_spot: int = pydantic.Field(10, ge=1, description="iteration, at most T, that fills everything still hidden")
     mask_func: str = pydantic.Field("cosine", description="mask schedule: cosine, linear, square, cubic or sqrt")
-    sampler: Literal["maskgit", "lab", "growing", "random", "halton"] = pydantic.Field(
+    sampler: Sampler = pydantic.Field(
         "maskgit",
         description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), the same with noise "
         "that grows (growing), random, or spread evenly over the image (halton)",
@@ -48,7 +51,7 @@ class DecodingConfig(Settings):
         0.0, ge=0, lt=1, description="share of the decided tokens, the least sure, that is hidden and decoded once more"
     )
 
-    token_rule: Literal["any", "majority"] = pydantic.Field(
+    token_rule: TokenRule = pydantic.Field(
         "any", description="a token is hidden where any, or more than half, of its pixels are missing"
     )
     pre_fill: bool = pydantic.Field(

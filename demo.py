@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import gradio as gr
 import numpy as np
@@ -28,7 +27,7 @@ from PIL import Image
 
 from config import add_flag, explain
 from data import to_pixels, write_image
-from decoding import DecodingConfig
+from decoding import SAMPLERS, DecodingConfig
 from filling import Filling
 from inpainter import PRETRAINED, Inpainter
 from inputs import chelsea
@@ -43,7 +42,6 @@ READY_MADE = "Ready-made hole"
 PAINT = (255, 0, 128)
 MOST = 6  # completions
 QUEUE = 32  # people waiting
-SAMPLERS = list(get_args(DecodingConfig.model_fields["sampler"].annotation))
 DAY = 24 * 60 * 60  # in seconds
 THEME = gr.themes.Default(primary_hue="pink", neutral_hue="zinc", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # fmt: skip
@@ -153,9 +151,9 @@ class Page:
     def fill(self, editor, path, samples, steps, sweet_spot, schedule, sampler, temperature, seed) -> Iterator[tuple]:
         """Yields what status, completions, steps, confidence maps and download show, after every iteration."""
         try:
-            shape = read_picture(path).rgb().shape[:2]
-            hole = painted_hole(editor, shape)
-            photo = read_photo(path, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+            picture = read_picture(path)
+            hole = painted_hole(editor, picture.rgb().shape[:2])
+            photo = read_photo(picture, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
             if seed is None:
                 raise ValueError("seed: expected a whole number from 0")
             decoding = self.inpainter.decoding.changed(
@@ -255,7 +253,7 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
                 steps = gr.Slider(1, 32, usual.total_iter, step=1, label="Steps")
                 sweet_spot = gr.Slider(1, usual.total_iter, usual.sweet_spot, step=1, label="Sweet spot")
                 schedule = gr.Dropdown(list(SCHEDULES), value=usual.mask_func, label="Schedule")
-                sampler = gr.Dropdown(SAMPLERS, value=usual.sampler, label="Sampler")
+                sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
                 temperature = gr.Slider(0, 10, usual.temperature, step=0.1, label="Temperature")
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
         settings = [count, steps, sweet_spot, schedule, sampler, temperature, seed]

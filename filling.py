@@ -20,10 +20,9 @@ from data import to_pixels
 from decoding import DecodingConfig, State
 from drawing import confidence_map, frames
 from inpainter import Inpainter
+from masks import composite
 from photos import Photo, cut, paste, region_seed
-from utils import grid
-
-TOGETHER = 8  # images decoded at once: a CPU's caches hold no more
+from utils import grid, images_at_once
 
 
 def in_step(runs: list[Iterator[State]]) -> Iterator[State]:
@@ -47,7 +46,8 @@ class Filling:
         self.images = self.cut.images.repeat(samples, 1, 1, 1)  # (samples r, 3, S, S)
         self.hole = self.cut.hole.repeat(samples, 1, 1, 1)
         self.seeds = [region_seed(seed, sample, region) for sample in range(samples) for region in range(self.regions)]
-        self.parts = [slice(start, start + TOGETHER) for start in range(0, len(self.seeds), TOGETHER)]
+        size = images_at_once(inpainter.device)
+        self.parts = [slice(start, start + size) for start in range(0, len(self.seeds), size)]
         self.hidden = inpainter.hide(self.hole, rule=decoding.token_rule)  # at the start
 
     def steps(self) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -59,9 +59,7 @@ class Filling:
             self.inpainter.steps(self.images[part], self.hole[part], self.seeds[part], decoding=self.decoding)
             for part in self.parts
         ]
-        everything = torch.ones_like(self.hole[:1])
-        blank = self.inpainter.encode(self.images[:1], everything)  # (1, n), what a grey image gives
-        before = self.hidden
+        blank, before = self.inpainter.blank(), self.hidden
         for state in in_step(runs):
             painted = self._decode(torch.where(state.hidden, blank, state.tokens))
             around = torch.stack((before, state.hidden), dim=1)  # (samples r, 2, n)
@@ -75,7 +73,7 @@ class Filling:
     def results(self) -> list[np.ndarray]:
         """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion."""
         raw = self._decode(self.state.tokens)
-        filled = torch.where(self.hole, raw, self.images)
+        filled = composite(raw, self.images, self.hole)
         chunks = zip(filled.split(self.regions), raw.split(self.regions), strict=True)
         return [paste(self.photo, self.cut, *chunk) for chunk in chunks]
 

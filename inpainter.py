@@ -116,6 +116,11 @@ class Inpainter:
             painted = classical.fill("navier_stokes", painted, hole)
         return self.vqgan.encode(to_float(painted).to(self.device, memory_format=self.layout))
 
+    def blank(self) -> Tensor:
+        """The tokens (1, n) of a grey image: what pictures of an iteration show where a token is hidden."""
+        everything = torch.ones(1, 1, self.size, self.size, dtype=torch.bool)
+        return self.encode(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8), everything)
+
     def predict(self, tokens: Tensor) -> Tensor:
         """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
         with autocast(self.device, self.precision):

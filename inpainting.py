@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from config import add_flag, explain
 from data import to_pixels, write_image
-from decoding import DecodingConfig
+from decoding import SAMPLERS, DecodingConfig
 from drawing import Sheets, confidence_map, drawn
 from inpainter import PRETRAINED, Filled, Inpainter, sample_seed
 from inputs import Folders, Inputs, batches, chelsea
@@ -36,7 +36,7 @@ from models.base import file_hash
 from models.perceptual import Perceptual
 from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
 from tally import Tally, spread_of
-from utils import log, profile, start_logging
+from utils import images_at_once, log, profile, start_logging
 from zoo import listing
 
 __all__ = ["Filled", "Inpainter"]
@@ -65,9 +65,7 @@ def run(
 
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
-    everything = torch.ones(1, 1, inpainter.size, inpainter.size, dtype=torch.bool)
-    blank = inpainter.encode(torch.zeros_like(everything, dtype=torch.uint8).repeat(1, 3, 1, 1), everything)
-    sheets = Sheets(inpainter.decode, blank, args.out, drawn(inputs.groups, args.grids), args.animate)
+    sheets = Sheets(inpainter.decode, inpainter.blank(), args.out, drawn(inputs.groups, args.grids), args.animate)
     codes, tallies = inpainter.vqgan.config.codebook.codes, {}
     with (
         tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
@@ -231,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
     add_flag(how, "--mask-func", choices=list(SCHEDULES), help="mask schedule")
-    add_flag(how, "--sampler", choices=["maskgit", "lab", "growing", "random", "halton"],
+    add_flag(how, "--sampler", choices=SAMPLERS,
              help="order of decoding: log p + noise, p + noise, p + growing noise, any, or evenly spread")  # fmt: skip
     add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks, or grows")
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
@@ -319,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
             inputs = Folders(*paths, inpainter.size, args.num_workers)
         else:
             inputs = chelsea(inpainter.size)
-        args.batch_size = args.batch_size or (8 if inpainter.device.type == "cpu" else 64)
+        args.batch_size = args.batch_size or images_at_once(inpainter.device)
         args.out.mkdir(parents=True, exist_ok=True)
         distance = lpips(args, inpainter.device)
         start = time.perf_counter()

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -153,7 +154,8 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
 
 # --- hole -> hidden, and back to images ---
 
-TOKEN_RULES = ("any", "majority")
+TokenRule = Literal["any", "majority"]
+TOKEN_RULES: tuple[str, ...] = get_args(TokenRule)
 
 
 def to_hidden(hole: Tensor, grid: int, margin: int = 0, rule: str = "any") -> Tensor:

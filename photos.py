@@ -27,7 +27,7 @@ from decoding import DecodingConfig
 from inpainter import Inpainter, sample_seed
 from pictures import FORMATS, Picture, format_of, read_picture, write_picture
 from squares import CONTEXT, EVERYWHERE, Square, crop, crop_boxes, fit_rim, inside, regions, shrink
-from utils import mix
+from utils import images_at_once, mix
 
 __all__ = ["Cut", "Photo", "crop_boxes", "cut", "fill_photo", "pair_photos", "paste", "read_photo", "write_photo"]
 
@@ -60,13 +60,14 @@ class Cut:
 
 
 def read_photo(image, mask=None, hole_color=None, box=None) -> Photo:
-    """The picture `image` and its hole, from exactly one source; image and mask are paths or Pillow pictures.
+    """The picture `image` and its hole, from exactly one source; image and mask are paths or Pillow pictures;
+    the image may be a `Picture` that is read already.
 
     mask: 0 = hole, 255 = known, anything between goes by 128; hole_color: (r, g, b), 0..255, exact, or nearly so where
     the file is lossy; box: (x, y, width, height) in pixels; none of them: the transparent part, alpha < 128.
     Raises ValueError, one line, naming the file: not readable, no source or several, another size, no hole, all hole.
     """
-    picture = read_picture(image)
+    picture = image if isinstance(image, Picture) else read_picture(image)
     pixels, name = picture.rgb(), picture.name
     notes = list(picture.notes)
     sources = {"a mask": mask, "a hole colour": hole_color, "a box": box}
@@ -226,13 +227,13 @@ def fill_photo(
 ) -> tuple[list[np.ndarray], list[str]]:
     """`samples` completions, pixels (H, W, 3) each, and notes on how much was shrunk.
 
-    All regions and samples are filled together, `batch_size` at a time (default: 8 on a CPU, else 64); a completion
+    All regions and samples are filled together, `batch_size` at a time (default: `images_at_once`); a completion
     depends neither on that nor on how many there are. `progress` is called with the iterations done and their number.
     """
     parts, decoding = cut(photo, inpainter.size, context), decoding or inpainter.decoding
     count = len(parts.squares)
     jobs = [(sample, region) for sample in range(samples) for region in range(count)]
-    size = batch_size or (8 if inpainter.device.type == "cpu" else 64)
+    size = batch_size or images_at_once(inpainter.device)
     total, images, raw = -(-len(jobs) // size) * decoding.sweet_spot, [], []
     for start in range(0, len(jobs), size):
         batch = jobs[start : start + size]

@@ -20,7 +20,7 @@ from inpainter import PRETRAINED, Inpainter
 from inputs import GREY
 from masks import composite
 from models.base import Settings, file_hash
-from utils import mix
+from utils import images_at_once, mix
 
 
 class Row(Settings):
@@ -109,8 +109,8 @@ def fill(row: Row, inpainter: Inpainter | None, truth: Tensor, hole: Tensor, see
 
 
 def _batches(inpainter: Inpainter, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """The number of its first image and each batch: 8 images on a CPU, whose caches hold no more."""
-    size = 8 if inpainter.device.type == "cpu" else 64
+    """The number of its first image and each batch."""
+    size = images_at_once(inpainter.device)
     for start in range(0, len(tensors[0]), size):
         yield start, tuple(tensor[start : start + size] for tensor in tensors)
 

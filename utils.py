@@ -137,6 +137,11 @@ def machine(device: torch.device) -> dict:
     }
 
 
+def images_at_once(device: torch.device) -> int:
+    """The images of a batch when inpainting: no more than the caches of a CPU hold."""
+    return 8 if device.type == "cpu" else 64
+
+
 def autocast(device: torch.device, precision: str = "auto"):
     """A context of mixed precision: `precision` is auto, float32 or bfloat16."""
     wanted = uses_bfloat16(device, precision)

@@ -132,7 +132,7 @@ def test_decodings_side_by_side_are_the_decodings(inpainter):
 
 @pytest.mark.parametrize("together", [2, 8])
 def test_completions_are_those_of_fill_photo(inpainter, photo_file, hole, monkeypatch, together):
-    monkeypatch.setattr(filling, "TOGETHER", together)
+    monkeypatch.setattr(filling, "images_at_once", lambda device: together)
     photo = read_photo(photo_file, mask=Image.fromarray(~hole))
     run = Filling(inpainter, photo, DECODING, seed=5, samples=3)
     assert run.regions == 2

@@ -18,7 +18,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "demo": "config data decoding filling inpainter inputs masks photos pictures utils",
     "drawing": "data decoding inputs utils",
     "fid_score": "config data metrics models.base utils",
-    "filling": "data decoding drawing inpainter photos utils",
+    "filling": "data decoding drawing inpainter masks photos utils",
     "inpainter": "classical config data decoding inputs masks models utils",
     "inpainting": "config data decoding drawing inpainter inputs masks models photos tally utils zoo",
     "inputs": "data masks",
