@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data import to_pixels
+from inputs import GREY
 
 RADIUS = 3  # pixels around a missing one that OpenCV's methods read
 
@@ -49,6 +50,15 @@ def biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     method.__name__: method for method in (telea, navier_stokes, biharmonic)
 }
+
+
+def paint(images: Tensor, hole: Tensor, pre_fill: bool) -> Tensor:
+    """What networks are shown: the hole grey or, with `pre_fill`, as Navier-Stokes inpainting fills it.
+
+    Nothing that `images` hold in the hole is read.
+    """
+    painted = images.masked_fill(hole, GREY)
+    return fill("navier_stokes", painted, hole) if pre_fill else painted
 
 
 def fill(method: str, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:

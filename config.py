@@ -126,6 +126,8 @@ class Config(Settings):
         if self.vqgan_training.holes and not (self.vqgan.decoder.known_width and self.vqgan_training.init):
             raise ValueError("vqgan_training.holes trains a decoder that reads known pixels on top of a trained VQGAN: "
                              "set vqgan.decoder.known_width and vqgan_training.init")  # fmt: skip
+        if self.vqgan_training.holes and self.vqgan.decoder.pre_filled and not self.decoding.pre_fill:
+            raise ValueError("vqgan.decoder.pre_filled learns from holes as decoding shows them: set decoding.pre_fill")
         if self.vqgan_training.guesses.transformer and not self.vqgan_training.holes:
             raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
         if self.transformer.tokens != self.vqgan.grid**2:

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import classical
+from classical import paint
 from config import ROOT, explain
 from data import to_float, to_pixels, to_uint8
 from decoding import DecodingConfig, State, sample
-from inputs import GREY, to_hole, to_images
+from inputs import to_hole, to_images
 from masks import composite, to_hidden
 from models.base import file_hash, read_weights
 from models.transformer import Transformer
@@ -111,9 +111,7 @@ class Inpainter:
 
         `pre_fill` paints the holes by Navier-Stokes inpainting instead.
         """
-        painted = images.masked_fill(hole, GREY)
-        if pre_fill:
-            painted = classical.fill("navier_stokes", painted, hole)
+        painted = paint(images, hole, pre_fill)
         return self.vqgan.encode(to_float(painted).to(self.device, memory_format=self.layout))
 
     def blank(self) -> Tensor:
@@ -129,6 +127,8 @@ class Inpainter:
     @torch.no_grad()
     def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
         """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
+        if self.vqgan.config.decoder.pre_filled:
+            images = paint(images, hole, pre_fill=True)
         known = to_float(images).to(self.device, memory_format=self.layout)
         with autocast(self.device, self.precision):
             return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()

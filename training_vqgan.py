@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from classical import paint
 from config import Config, parse_training, training_parser
 from data import to_float, to_uint8
 from decoding import fill
@@ -40,12 +41,13 @@ def random_crops(
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What a step needs of some images."""
+    """What a step needs of some images; all but these in stage 1b alone."""
 
     images: Tensor  # (b, 3, H, W) uint8
-    hole: Tensor | None  # (b, 1, H, W) bool, in stage 1b
-    swaps: Tensor | None  # (b, n) long, in stage 1b: which of the codes near its own a token takes, -1: its own
-    seeds: Tensor | None  # (b) long, in stage 1b: those of the images whose hidden tokens are guessed, -1: none are
+    hole: Tensor | None = None  # (b, 1, H, W) bool
+    painted: Tensor | None = None  # (b, 3, H, W) uint8: the images as inference sees them, by `classical.paint`
+    swaps: Tensor | None = None  # (b, n) long: which of the codes near its own a token takes, -1: its own
+    seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
 
 
 class Stage1:
@@ -57,28 +59,26 @@ class Stage1:
 
     def __init__(self, config: Config, device: torch.device, train: Tensor, val: Tensor):
         self.settings, self.flip, self.device = config.vqgan_training, config.data.flip, device
-        self.train, self.val = train, val[: self.settings.validate_on or None]
+        self.train = train
         self.layout = memory_format(device, self.settings.precision)
         self.model = VQGAN(config.vqgan).to(device, memory_format=self.layout)
         if self.settings.init:
             start_from(self.model, self.settings.init, new=("decoder.known.", "decoder.joins."))
-        self.holes = self.val_hole = None
+        guesses, self.holes, self.transformer = self.settings.guesses, None, None
+        # what it forgets it would read from the true tokens underneath
+        self.decoding = config.decoding.changed(total_iter=guesses.total_iter, forget=False)
         if self.settings.holes:
-            size = config.vqgan.image_size
-            self.holes = HoleMixture(self.settings.holes, size, seed=self.settings.seed)
-            self.val_hole = make_holes("thick", len(self.val), size, seed=1)
+            self.holes = HoleMixture(self.settings.holes, config.vqgan.image_size, seed=self.settings.seed)
             for frozen in (self.model.encoder, self.model.quant_conv, self.model.codebook):
                 frozen.requires_grad_(False)
             vectors = self.model.codebook.vectors()
             self.near = torch.cdist(vectors, vectors).topk(min(NEAR + 1, self.codes), largest=False).indices[:, 1:]
-        guesses, self.transformer = self.settings.guesses, None
         if guesses.transformer:
             self.transformer = Transformer.load(guesses.transformer).to(device)
             made, taken = (config.transformer.tokens, self.codes), self.transformer.config
             if made != (taken.tokens, taken.codes):
                 raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
-            # what it forgets it would read from the true tokens underneath
-            self.decoding = config.decoding.changed(total_iter=guesses.total_iter, forget=False)
+        self.val = self._val_pieces(val[: self.settings.validate_on or None])
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas
@@ -94,6 +94,14 @@ class Stage1:
             self.optimizers["discriminator"] = torch.optim.Adam(critics, gan.learning_rate, (0.5, 0.9), fused=True)
             self.modules["discriminator"] = self.discriminator
         self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
+
+    def _val_pieces(self, images: Tensor) -> list[Piece]:
+        """In stage 1b with thick holes, their tokens guessed where there is a transformer."""
+        if not self.holes:
+            return [Piece(part) for part in images.split(64)]
+        hole = make_holes("thick", len(images), images.shape[-1], seed=1)
+        parts = zip(*(x.split(64) for x in (images, hole, paint(images, hole, self.decoding.pre_fill))), strict=True)
+        return [Piece(*part, seeds=torch.arange(len(part[0])) if self.transformer else None) for part in parts]
 
     def images(self, source: Tensor) -> Tensor:
         """uint8 -> float in [0, 1] on the device."""
@@ -131,30 +139,33 @@ class Stage1:
             drawn = torch.randint(2**31, (len(indices),), generator=generator)
             seeds = cut(drawn.masked_fill(~guessed, -1), count)
         pieces = []
-        for rows, flips, *rest in zip(cut(indices, count), cut(mirrored, count), holes, swaps, seeds, strict=True):
+        for rows, flips, hole, *rest in zip(
+            cut(indices, count), cut(mirrored, count), holes, swaps, seeds, strict=True
+        ):
             images = self.train[rows]
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-            pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in (images, *rest))))
+            painted = None if hole is None else paint(images, hole, self.decoding.pre_fill)
+            parts = (images, hole, painted, *rest)
+            pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in parts)))
         return pieces
 
-    def decoded(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        hole: Tensor | None,
-        swaps: Tensor | None = None,
-        seeds: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Images (b, 3, H, W) -> the decoder's output, what is shown of it, tokens (b, n), codebook loss ().
+    def decoded(self, network: nn.Module, piece: Piece) -> tuple[Tensor, ...]:
+        """The images in [0, 1], the decoder's output and what is shown of it (b, 3, H, W), tokens (b, n), codebook
+        loss ().
 
-        `swaps` and `seeds` as in `Piece`.
+        In stage 1b hidden tokens are those of the images, or swapped, or guessed; known ones those of what is painted.
         """
-        if hole is None:
+        images = self.images(piece.images)
+        if piece.hole is None:
             output, tokens, loss = network(images)
-            return output.float(), output.float(), tokens, loss
+            return images, output.float(), output.float(), tokens, loss
+        painted = self.images(piece.painted)
+        hole, swaps, seeds = (
+            x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps, piece.seeds)
+        )
+        hidden = to_hidden(hole, self.model.config.grid, rule=self.decoding.token_rule)
         with torch.no_grad(), autocast(self.device, "float32"):
-            tokens = self.model.encode(images)
-        hidden = to_hidden(hole, self.model.config.grid)
+            tokens = torch.where(hidden, self.model.encode(images), self.model.encode(painted))
         if swaps is not None:
             swapped = hidden & (swaps >= 0)
             similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
@@ -163,8 +174,8 @@ class Stage1:
             with autocast(self.device, self.settings.precision):
                 tokens[guessed] = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed],
                                        self.transformer.mask_id, self.decoding, seeds[guessed].tolist())  # fmt: skip
-        output, tokens, loss = network(images, hole, tokens)
-        return output.float(), composite(output.float(), images, hole), tokens, loss
+        output, tokens, loss = network(painted, hole, tokens)
+        return images, output.float(), composite(output.float(), images, hole), tokens, loss
 
     def update(self, step: int, pieces: list[Piece]) -> dict[str, Tensor]:
         """One step of both optimizers on what `fetch` made."""
@@ -172,12 +183,8 @@ class Stage1:
         total, outputs, losses = torch.zeros((), device=self.device), [], {}
         crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
         for piece in pieces_of(self.network, pieces):
-            images = self.images(piece.images)
-            hole, swaps, seeds = (
-                x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps, piece.seeds)
-            )
             with autocast(self.device, self.settings.precision):
-                output, shown, tokens, codebook = self.decoded(self.network, images, hole, swaps, seeds)
+                images, output, shown, tokens, codebook = self.decoded(self.network, piece)
                 loss, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
                 if adversarial:
                     fooled = generator_loss(self.discriminator(shown).float())
@@ -212,28 +219,23 @@ class Stage1:
         return total
 
     def validate(self, model: nn.Module) -> dict:
-        """Mean loss, PSNR in dB, LPIPS and the share of codes used; a few pictures.
-
-        In stage 1b: of thick holes, their tokens guessed where a transformer is given.
-        """
+        """Mean loss, PSNR in dB (in stage 1b: in the hole), LPIPS and the share of codes used; a few pictures."""
         sums, tokens, pictures = {}, [], []
-        holes = [None] * len(self.val.split(64)) if self.val_hole is None else self.val_hole.split(64)
-        for source, hole in zip(self.val.split(64), holes, strict=True):
-            images, hole = self.images(source), hole if hole is None else hole.to(self.device)
+        for piece in self.val:
             with autocast(self.device, self.settings.precision):
-                seeds = torch.arange(len(source), device=self.device) if self.transformer else None
-                output, shown, ids, _ = self.decoded(model, images, hole, seeds=seeds)
+                images, output, shown, ids, _ = self.decoded(model, piece)
                 loss, parts = self.reconstruction_loss(output.clamp(0, 1), shown.clamp(0, 1), images, crop=0)
             shown = shown.clamp(0, 1)
+            hole = None if piece.hole is None else piece.hole.to(self.device)
             quality = psnr(shown, images) if hole is None else hole_psnr(shown, images, hole)
             parts |= {"score": loss, "psnr": quality.mean()}
             for key, value in parts.items():
-                sums[key] = sums.get(key, 0.0) + float(value) * len(source)
+                sums[key] = sums.get(key, 0.0) + float(value) * len(images)
             tokens.append(ids.cpu())
             if not pictures:
-                masked = [] if hole is None else [source[:8].masked_fill(hole[:8].cpu(), 128)]
-                pictures = [source[:8], *masked, to_uint8(shown[:8]).cpu()]
-        figures = {key: value / len(self.val) for key, value in sums.items()}
+                given = [] if hole is None else [piece.painted[:8]]
+                pictures = [piece.images[:8], *given, to_uint8(shown[:8]).cpu()]
+        figures = {key: value / sum(len(piece.images) for piece in self.val) for key, value in sums.items()}
         figures["code_usage"] = code_usage(torch.cat(tokens), self.codes)
         return figures | {"pictures": grid(torch.cat(pictures), columns=len(pictures[0]))}
 

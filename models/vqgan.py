@@ -37,6 +37,7 @@ class DecoderConfig(Settings):
     blocks: int = Field(ge=1, description="ResBlocks a level")
     upsample_after: Levels = Field(description="levels followed by a doubling of the resolution")
     known_width: int = Field(0, ge=0, description="width of the branch that reads the known pixels; 0: no branch")
+    pre_filled: bool = Field(False, description="the branch reads a classical first guess in the hole too, not 0 there")
 
 
 class CodebookConfig(Settings):
@@ -87,6 +88,8 @@ class VQGANConfig(Settings):
             if any(level >= len(widths) for level in levels) or len(set(levels)) != len(levels):
                 raise ValueError(f"{name} {levels}: levels are numbered 0..{len(widths) - 1}, each at most once")
         normed = decoder.widths + (() if encoder.kind == "patch" else (encoder.stem, *encoder.widths))
+        if decoder.pre_filled and not decoder.known_width:
+            raise ValueError("decoder.pre_filled is read by the branch for known pixels: set decoder.known_width")
         if any(width % self.norm_groups for width in normed):
             raise ValueError(f"norm_groups {self.norm_groups} must divide every width, found {normed}")
         if min(self.std) <= 0:
@@ -247,7 +250,7 @@ class KnownPixels(nn.Module):
         )
 
     def forward(self, known: Tensor) -> list[Tensor]:
-        """known (b, 4, H, W): normalised pixels, 0 where missing, and 1 where known."""
+        """known (b, 4, H, W): normalised pixels, where missing 0 or a first guess, and 1 where known."""
         features = [self.stem(known)]
         for level in self.levels:
             features.append(level(features[-1]))
@@ -428,7 +431,8 @@ class VQGAN(nn.Module):
         if images is None:
             return like.new_zeros(len(like), 4, self.config.image_size, self.config.image_size)
         known = (~hole).to(images.dtype)  # (b, 1, H, W)
-        return torch.cat(((images - self.mean) / self.std * known, known), dim=1)
+        pixels = (images - self.mean) / self.std
+        return torch.cat((pixels if self.config.decoder.pre_filled else pixels * known, known), dim=1)
 
     def decode_codes(self, codes: Tensor, images: Tensor | None = None, hole: Tensor | None = None) -> Tensor:
         """codes (b, e, g, g) -> images (b, 3, H, W) around [0, 1], not clipped; `images` and `hole`: see `decode`."""
@@ -447,7 +451,8 @@ class VQGAN(nn.Module):
         """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1].
 
         A decoder with the branch for known pixels (config.decoder.known_width) reads those of `images` (b, 3, H, W) in
-        [0, 1] outside `hole` (b, 1, H, W) bool, True = missing; without them it takes everything as missing.
+        [0, 1] outside `hole` (b, 1, H, W) bool, True = missing; without them it takes everything as missing. With
+        config.decoder.pre_filled it reads the hole of `images` too, which `classical.paint` has to have filled.
         """
         return self.decode_codes(self.codes_of(tokens), images, hole).float().clamp(0, 1)
 

@@ -51,6 +51,15 @@ def test_biharmonic_inpainting_continues_a_ramp_to_the_border(edge):
     assert np.abs(filled.astype(int) - ramp)[hole].max() <= 4 and np.array_equal(filled[~hole], ramp[~hole])
 
 
+def test_what_networks_are_shown_depends_on_known_pixels_alone():
+    images, hole = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), boxed()
+    grey, filled = (classical.paint(images, hole, pre_fill) for pre_fill in (False, True))
+    assert torch.equal(grey, images.masked_fill(hole, 128))
+    assert torch.equal(filled, classical.fill("navier_stokes", grey, hole)) and not torch.equal(filled, grey)
+    repainted = torch.where(hole, 255 - images, images)
+    assert torch.equal(classical.paint(repainted, hole, True), filled)
+
+
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="unknown method 'magic', expected one of: telea, navier_stokes, biharmonic"):
         classical.fill("magic", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool))

@@ -21,7 +21,7 @@ import drawing
 import fid_score
 import inpainting
 import metrics
-from data import to_float, to_pixels
+from data import to_float, to_pixels, to_uint8
 from decoding import DecodingConfig
 from inpainter import Inpainter, sample_seed
 from inputs import GREY
@@ -36,10 +36,10 @@ PATCH = {"kind": "patch", "stem": 16, "widths": (16,), "blocks": 1}
 CONV = {"kind": "conv", "stem": 8, "widths": (8, 8), "blocks": 1, "downsample_after": (0, 1)}
 
 
-def vqgan(encoder: dict = PATCH, codes: int = CODES, known_width: int = 0) -> VQGAN:
+def vqgan(encoder: dict = PATCH, codes: int = CODES, **branch) -> VQGAN:
     config = VQGANConfig(
         image_size=SIZE, latent=8, norm_groups=4, attention_resolution=GRID, encoder=encoder,
-        decoder={"widths": (8, 8), "blocks": 1, "upsample_after": (0, 1), "known_width": known_width},
+        decoder={"widths": (8, 8), "blocks": 1, "upsample_after": (0, 1)} | branch,
         codebook={"codes": codes, "dim": 8, "l2_normalised": True},
     )  # fmt: skip
     return VQGAN(config)
@@ -456,9 +456,10 @@ def test_another_decoder_of_the_same_tokens_is_accepted(tmp_path):
         Inpainter.from_pretrained(save(tmp_path / "other", stage1, stage2, **notes), "cpu")
 
 
-def test_a_decoder_that_reads_known_pixels_reads_those_of_the_image(tmp_path):
+@pytest.mark.parametrize("pre_filled", [False, True])
+def test_a_decoder_that_reads_known_pixels_reads_those_of_the_image(tmp_path, pre_filled):
     torch.manual_seed(3)
-    stage1, stage2 = vqgan(known_width=4), transformer()
+    stage1, stage2 = vqgan(known_width=4, pre_filled=pre_filled), transformer()
     for join in stage1.decoder.joins:
         nn.init.normal_(join.weight, 0.0, 0.3)
     notes = {"decoding": DECODING.model_dump_json(), "vqgan": stage1.tokens_key()}
@@ -468,6 +469,8 @@ def test_a_decoder_that_reads_known_pixels_reads_those_of_the_image(tmp_path):
     assert not torch.equal(filled.raw, reader.decode(filled.tokens, 255 - images, hole))
     painted = images.masked_fill(hole, 7)
     assert torch.equal(filled.raw, reader(painted, hole).raw)  # and nothing of the hole
+    guess = to_float(classical.paint(images, hole, pre_fill=True))
+    assert torch.equal(filled.raw, to_uint8(reader.vqgan.decode(filled.tokens, guess, hole)))
     alone = reader(images[1:], hole[1:], seed=1)
     assert torch.equal(alone.raw[0], filled.raw[1])
 

@@ -11,7 +11,7 @@ FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
 
 ALLOWED = {  # "models" allows every file of the folder
     "benchmark": "config data inpainter inpainting inputs masks models training_transformer training_vqgan utils",
-    "classical": "data",
+    "classical": "data inputs",
     "config": "decoding models",
     "data": "models.base",
     "decoding": "masks models.base",
@@ -34,7 +34,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "tally": "data metrics",
     "training": "config data models.base models.processes utils",
     "training_transformer": "config data decoding drawing inputs masks models training utils",
-    "training_vqgan": "config data decoding masks metrics models training utils",
+    "training_vqgan": "classical config data decoding masks metrics models training utils",
     "utils": "",
     "zoo": "config inpainter",
 }

@@ -9,6 +9,7 @@ from torch import nn
 from training_runs import IMAGES, TRAIN, VAL, events, gradients, step, train
 
 import training_vqgan
+from classical import paint
 from config import load_config
 from data import to_float
 from decoding import fill
@@ -18,7 +19,7 @@ from models.base import read_weights, save_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import apply_gradients
-from training_vqgan import Stage1, random_crops
+from training_vqgan import Piece, Stage1, random_crops
 
 
 def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> Stage1:
@@ -106,7 +107,7 @@ def test_lpips_looks_at_a_crop_in_training_and_at_whole_images_in_validation(tin
 
 def test_validation_figures_are_those_of_the_images(tiny_config_once):
     stage = stage1(tiny_config_once, validate_on=3, l2=1.0)
-    assert len(stage.val) == 3
+    assert sum(len(piece.images) for piece in stage.val) == 3
     with torch.no_grad():
         figures = stage.validate(stage.model.eval())
         output, tokens, _ = stage.model(to_float(VAL[:3]))
@@ -246,7 +247,7 @@ def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
     images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
     tokens = stage.model.encode(images)
     swaps = torch.zeros_like(tokens)  # everyone takes its nearest neighbour
-    _, shown, found, _ = stage.decoded(stage.model, images, hole, swaps)
+    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, swaps))
     hidden = to_hidden(hole, 4)
     assert torch.equal(found[~hidden], tokens[~hidden]) and (found[hidden] != tokens[hidden]).all()
     vectors = stage.model.codebook.vectors()
@@ -254,6 +255,29 @@ def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
     assert torch.equal(found[hidden], distances.argmin(dim=1)[tokens[hidden]])
     known = ~hole.expand_as(images)
     assert torch.equal(shown[known], images[known])
+
+
+@pytest.mark.parametrize("pre_filled", [False, True])
+def test_stage_1b_shows_the_decoder_what_inference_will(stage1b, pre_filled):
+    """Partly missing cells that are known keep the tokens of the painted picture, hidden ones those of the truth."""
+    keys = {"vqgan.decoder.pre_filled": pre_filled, "decoding.pre_fill": True, "decoding.token_rule": "majority"}
+    stage = stage1b(**keys, **{"vqgan_training.token_noise": 0.0})
+    (piece,) = stage.fetch(3, torch.arange(8))
+    assert torch.equal(piece.painted, paint(piece.images, piece.hole, pre_fill=True))
+    assert all(torch.equal(part.painted, paint(part.images, part.hole, pre_fill=True)) for part in stage.val)
+    images, painted, hidden = to_float(piece.images), to_float(piece.painted), to_hidden(piece.hole, 4, rule="majority")
+    seen = []
+    _, output, shown, found, _ = stage.decoded(lambda *given: seen.append(given) or stage.model(*given), piece)
+    truth, given = stage.model.encode(images), stage.model.encode(painted)
+    assert torch.equal(found, torch.where(hidden, truth, given)) and not torch.equal(found, truth)
+    assert torch.equal(seen[0][0], painted)  # never the truth in the hole
+    assert torch.equal(shown, torch.where(piece.hole, output, images))
+
+
+def test_a_decoder_that_reads_a_first_guess_learns_from_it(tiny_config_once, trained):
+    keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors"), "vqgan.decoder.pre_filled": True}
+    with pytest.raises(ValueError, match=r"set decoding\.pre_fill"):
+        load_config(tiny_config_once, keys)
 
 
 def test_stage_1b_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
@@ -267,7 +291,7 @@ def test_guessed_tokens_are_the_transformers_and_only_where_hidden(stage1b, trai
     images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
     tokens, hidden = stage.model.encode(images), to_hidden(hole, 4)
     seeds = torch.arange(len(TRAIN)).masked_fill(torch.arange(len(TRAIN)) % 2 == 0, -1)
-    _, shown, found, _ = stage.decoded(stage.model, images, hole, seeds=seeds)
+    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, seeds=seeds))
     assert torch.equal(found[::2], tokens[::2]) and torch.equal(found[~hidden], tokens[~hidden])
     transformer = stage.transformer
     wanted = fill(transformer.of_hidden, tokens[1::2], hidden[1::2], transformer.mask_id, stage.decoding, [1, 3, 5, 7])

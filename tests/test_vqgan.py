@@ -612,10 +612,10 @@ def test_any_downsampling_factor(factor, kind):
 # --- a decoder that reads the known pixels ---
 
 
-def reader(seed: int = 0) -> VQGAN:
+def reader(seed: int = 0, **branch) -> VQGAN:
     """A VQGAN whose decoder has the branch, its joins as if trained."""
     torch.manual_seed(seed)
-    net = VQGAN(VQGANConfig.model_validate(PATCH | {"decoder": PATCH["decoder"] | {"known_width": 4}})).eval()
+    net = VQGAN(VQGANConfig.model_validate(PATCH | {"decoder": PATCH["decoder"] | {"known_width": 4} | branch})).eval()
     for join in net.decoder.joins:
         torch.nn.init.normal_(join.weight, 0.0, 0.5)
     return net
@@ -648,6 +648,19 @@ def test_the_decoder_reads_known_pixels_and_never_those_in_the_hole():
     everything = torch.ones_like(hole)
     assert torch.equal(net.decode(tokens, images, everything), net.decode(tokens))
     assert torch.allclose(net.decode(tokens[1:2], images[1:2], hole[1:2]), out[1:2], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_pre_filled_decoder_reads_the_first_guess_too():
+    plain, net = reader(), reader(pre_filled=True)
+    size = net.config.image_size
+    images, hole = draw(2, 3, size, size), draw(2, 1, size, size, seed=1) < 0.5
+    tokens, other = net.encode(images), torch.where(hole, draw(2, 3, size, size, seed=2), images)
+    assert not torch.equal(net.decode(tokens, images, hole), net.decode(tokens, other, hole))
+    mean = torch.where(hole, net.mean, images)  # 0 once normalised: what is missing, without a first guess
+    assert torch.allclose(net.decode(tokens, mean, hole), plain.decode(tokens, images, hole), atol=1e-6)
+    with pytest.raises(ValueError, match=r"set decoder\.known_width"):
+        reader(pre_filled=True, known_width=0)
 
 
 def test_every_part_of_the_branch_learns():
