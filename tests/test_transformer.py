@@ -13,7 +13,7 @@ from torch import nn
 
 import models.transformer
 from models.base import save_weights
-from models.transformer import INIT_SD, Block, MultiHeadAttention, Rotary, Transformer, TransformerConfig
+from models.transformer import INIT_SD, Block, Dropout, MultiHeadAttention, Rotary, Transformer, TransformerConfig
 
 K, N, D = 12, 16, 32
 TINY = dict(
@@ -130,6 +130,32 @@ def test_each_head_reads_its_own_slice_of_the_width():
 def test_projections_have_no_bias_unless_asked(kind):
     names = {name for name, _ in make(**kind).named_parameters() if ".attention." in name}
     assert names and all(name.endswith(".weight") for name in names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999999])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(3, 333, 777, dtype=dtype, requires_grad=True)
+    dropout = Dropout(p)
+    y = dropout(x)
+    y.backward(torch.ones_like(y))
+    kept = y != 0
+    assert float(kept.float().mean()) == pytest.approx(1 - p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-16)
+    torch.testing.assert_close(
+        y[kept].mean().float(), torch.tensor(1 / (1 - int(p * 2**16) / 2**16)), rtol=0.005, atol=0
+    )
+    assert torch.equal(x.grad, y.detach())
+    assert not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x and Dropout(0.0)(x) is x
+
+
+def test_dropout_draws_each_element_alone():
+    """Neighbours share a word of random bits; nothing of one may tell of the other."""
+    torch.manual_seed(0)
+    kept = (Dropout(0.5)(torch.ones(2**18)) != 0).float().view(-1, 4) - 0.5
+    correlation = 4 * (kept.T @ kept) / len(kept)
+    torch.testing.assert_close(correlation, torch.eye(4), rtol=0, atol=0.02)
 
 
 def test_attention_dropout_falls_on_the_weights():
