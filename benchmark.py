@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
@@ -35,7 +35,7 @@ from inpainter import Inpainter
 from inpainting import build_parser, run
 from inputs import GREY, Inputs, chelsea
 from masks import make_holes, schedule, to_hidden
-from models.transformer import Transformer
+from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
 from training_transformer import Stage2
 from training_vqgan import Stage1
@@ -250,14 +250,18 @@ def ours_stage_2(config: Config, settings: Settings, batch: int, rows: int | Non
     config, rows = training_config(config, settings, batch), rows or batch
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.transformer.codes, (1, rows, config.transformer.tokens), generator=generator)
-    stage = Stage2(config, torch.device(settings.device), networks(config)[0], tokens.short(), tokens[0, :1].short())
+    val, images = tokens[0, :1].short(), random_images(1, config.vqgan.image_size)
+    stage = Stage2(config, torch.device(settings.device), networks(config)[0], tokens.short(), val, images)
     return lambda: stage.update(0, stage.fetch(0, torch.randint(rows, (batch,), generator=generator)))
 
 
 def reference_stage_2(config: Config, settings: Settings, batch: int) -> Callable:
-    """Float32, the VQGAN encodes the batch, every token hidden with probability 1/2, loss on all."""
+    """Float32, torch's dropout, the VQGAN encodes the batch, every token hidden with probability 1/2, loss on all."""
     device, images = torch.device(settings.device), to_float(random_images(batch, config.vqgan.image_size))
     vqgan, model = networks(config)[0].to(device), Transformer(config.transformer).to(device)
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.__class__ = nn.Dropout
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, foreach=False)
 
     def step() -> None:

@@ -197,7 +197,7 @@ def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
 
 
 def training_parser(description: str, section: str) -> argparse.ArgumentParser:
-    """The command line of a training script: --config, --out, --resume, the lab's flags; the rest are overrides."""
+    """The command line of a training script: --config, --out, --resume, --init, the lab's flags; the rest are overrides."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"Any value of the config is overridden as --section.key VALUE, e.g. --{section}.learning_rate 3e-4.",
@@ -217,6 +217,7 @@ def training_parser(description: str, section: str) -> argparse.ArgumentParser:
         ("--batch-size", f"{section}.batch_size", int),
         ("--learning-rate", f"{section}.learning_rate", float),
         ("--epochs", f"{section}.epochs", float),
+        ("--init", f"{section}.init", str),
     ):
         add_flag(parser, flag.replace("_", "-"), dest=key, type=kind, metavar="VALUE", help=f"overrides {key}")
     return parser

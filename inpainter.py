@@ -127,9 +127,9 @@ class Inpainter:
     @torch.no_grad()
     def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
         """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
-        if self.vqgan.config.decoder.pre_filled:
-            images = paint(images, hole, pre_fill=True)
-        known = to_float(images).to(self.device, memory_format=self.layout)
+        known = to_float(paint(images, hole, self.vqgan.config.decoder.pre_filled)).to(
+            self.device, memory_format=self.layout
+        )
         with autocast(self.device, self.precision):
             return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from classical import paint
 from config import Config, parse_training, training_parser
 from data import ImageFolder, Store, to_float, to_uint8
 from decoding import fill
-from drawing import patches
 from inputs import GREY
-from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
+from masks import FAMILIES, HidingPolicy, composite, make_holes, to_hidden
 from models.base import save_weights
 from models.processes import rank, world
 from models.transformer import Transformer
@@ -54,9 +54,9 @@ def load_tokens(vqgan: VQGAN, folder: ImageFolder, key: str, device: torch.devic
 class Stage2:
     """Loss and validation of a transformer on cached tokens (views, N, n): view 0 as they are, view 1 mirrored."""
 
-    def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Tensor, val: Tensor):
+    def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Tensor, val: Tensor, images: Tensor):
         self.settings, self.device, self.vqgan, self.train = config.transformer_training, device, vqgan, train
-        self.val = val[: self.settings.validate_on or None]
+        self.val, self.images = val[: self.settings.validate_on or None], images[:PREVIEWS]
         settings, size, side, self.decoding = self.settings, vqgan.config.image_size, vqgan.config.grid, config.decoding
         self.model = Transformer(config.transformer).to(device)
         if settings.init:
@@ -120,22 +120,25 @@ class Stage2:
         return sum(sums) / int(self.counted(hidden).sum())
 
     def _preview(self, model: nn.Module) -> Tensor:
-        """The first validation images as the VQGAN sees them; below, for some families, holes and how they are filled.
+        """Some validation images; below, for some families, their holes and how they are filled.
 
         Images, holes and seeds are always the same: from one validation to the next only the model differs.
         """
-        tokens = self.val[:PREVIEWS].long().to(self.device)
-        decoding = self.decoding.changed(forget=False)  # or it would read the true tokens underneath
-        rows = [self._decoded(tokens)]
+        images, decoding, rows = self.images, self.decoding, [self.images]
         for family in PREVIEWED:
-            hidden = self.holes[family][:PREVIEWS].to(self.device)
+            hole = make_holes(family, len(images), images.shape[-1])
+            first, second = (
+                to_float(paint(images, hole, pre_fill)).to(self.device)
+                for pre_fill in (decoding.pre_fill, self.vqgan.config.decoder.pre_filled)
+            )
+            hidden = to_hidden(hole, self.vqgan.config.grid, rule=decoding.token_rule).to(self.device)
             with autocast(self.device, self.settings.precision):
-                filled = fill(model.of_hidden, tokens, hidden, model.mask_id, decoding, range(len(tokens)))
-            rows += [rows[0].masked_fill(patches(hidden, rows[0].shape[-1]), GREY), self._decoded(filled)]
-        return grid(torch.cat(rows), columns=len(tokens))
-
-    def _decoded(self, tokens: Tensor) -> Tensor:
-        return to_uint8(self.vqgan.decode(tokens)).cpu()
+                tokens = fill(
+                    model.of_hidden, self.vqgan.encode(first), hidden, model.mask_id, decoding, range(len(images))
+                )
+            raw = to_uint8(self.vqgan.decode(tokens, second, hole.to(self.device))).cpu()
+            rows += [images.masked_fill(hole, GREY), composite(raw, images, hole)]
+        return grid(torch.cat(rows), columns=len(images))
 
 
 def same_weights(one: VQGAN, other: VQGAN) -> bool:
@@ -178,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens = load_tokens(vqgan, train, key, device, 1 + config.data.flip, store)
         (val_tokens,) = load_tokens(vqgan, val, key, device, 1, store)
         torch.manual_seed(config.transformer_training.seed)
-        stage = Stage2(config, device, vqgan, tokens, val_tokens)
+        stage = Stage2(config, device, vqgan, tokens, val_tokens, val.images)
         notes = {"decoding": config.decoding.model_dump_json(), "vqgan": key}
         settings, optimizers = config.transformer_training, {"adam": stage.optimizer}
         run = Run("transformer", folder, settings, len(train), stage.model, optimizers, notes=notes)

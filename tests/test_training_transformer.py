@@ -9,9 +9,8 @@ from training_runs import TRAIN, VAL, differences, events, gradients, refusal, s
 import training_transformer
 from config import load_config
 from data import ImageFolder, to_float
-from drawing import patches
 from inputs import GREY
-from masks import FAMILIES
+from masks import FAMILIES, composite, make_holes
 from models.base import file_hash, read_weights, save_weights
 from models.vqgan import VQGAN
 from training_transformer import PREVIEWED, Stage2, encode
@@ -26,7 +25,7 @@ def stage2(config_file, **overrides) -> Stage2:
     torch.manual_seed(0)
     vqgan = VQGAN(config.vqgan).eval().requires_grad_(False)
     tokens, val = (np.concatenate(list(encode(vqgan, images, CPU, views))) for images, views in ((TRAIN, 2), (VAL, 1)))
-    return Stage2(config, CPU, vqgan, torch.from_numpy(tokens).view(2, len(TRAIN), -1), torch.from_numpy(val))
+    return Stage2(config, CPU, vqgan, torch.from_numpy(tokens).view(2, len(TRAIN), -1), torch.from_numpy(val), VAL)
 
 
 def test_stage_2_learns_a_few_pictures_by_heart(tiny_config_once):
@@ -102,24 +101,31 @@ def test_validation_repeats_itself_and_looks_at_every_hole_family(tiny_config_on
         first, second = (stage.validate(stage.model.eval()) for _ in range(2))
     assert set(first) == {"score", "pictures", *FAMILIES}
     assert differences(first, second) == []
-    assert first["pictures"].shape == (3, 9 * 18 - 2, 2 * 18 - 2) and first["pictures"].dtype == torch.uint8
+    assert first["pictures"].shape == (3, 9 * 18 - 2, 4 * 18 - 2) and first["pictures"].dtype == torch.uint8
 
 
-def test_the_preview_keeps_the_tokens_outside_the_hole(tiny_config_once):
-    """Above the picture as the VQGAN sees it, below the same with holes, here none, and with the holes filled."""
-    stage = stage2(tiny_config_once, **{"vqgan.attention_resolution": 1000})
-    stage.holes = dict.fromkeys(PREVIEWED, torch.zeros(4, 16, dtype=torch.bool))
-    with torch.no_grad():
-        sheet = stage._preview(stage.model.eval())
-    for row in range(1, 9):
-        assert torch.equal(sheet[:, :16], sheet[:, 18 * row : 18 * row + 16])
+FIRST_GUESS = {"decoding.pre_fill": True, "decoding.token_rule": "majority",
+               "vqgan.decoder.known_width": 4, "vqgan.decoder.pre_filled": True}  # fmt: skip
 
 
-def test_the_preview_reads_no_true_token_under_the_hole_even_where_it_should_forget(tiny_config_once):
-    stage = stage2(tiny_config_once)
-    first = stage._preview(stage.model.eval())
-    stage.decoding = stage.decoding.changed(forget=True)
-    assert torch.equal(stage._preview(stage.model), first)
+def tiles(sheet: torch.Tensor) -> torch.Tensor:
+    """A preview (3, ., .) -> (rows, images, 3, 16, 16)."""
+    return sheet.unfold(1, 16, 18).unfold(2, 16, 18).permute(1, 2, 0, 3, 4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"decoding.forget": True}, FIRST_GUESS])
+def test_the_preview_keeps_known_pixels_and_reads_nothing_of_the_hole(tiny_config_once, changes):
+    stage = stage2(tiny_config_once, **changes)
+    if stage.vqgan.decoder.known:
+        for join in stage.vqgan.decoder.joins:
+            torch.nn.init.normal_(join.weight, 0.0, 0.5)
+    rows = tiles(stage._preview(stage.model.eval()))
+    for number, family in enumerate(PREVIEWED):
+        hole = make_holes(family, len(VAL), 16)
+        assert torch.equal(rows[2 + 2 * number], composite(rows[2 + 2 * number], VAL, hole))
+        stage.images = torch.where(hole, 255 - VAL, VAL)
+        assert torch.equal(tiles(stage._preview(stage.model))[2 + 2 * number][hole.expand_as(VAL)],
+                           rows[2 + 2 * number][hole.expand_as(VAL)])  # fmt: skip
 
 
 def test_the_embedding_starts_from_the_codes_where_it_should(tiny_config_once):
@@ -150,7 +156,7 @@ def test_images_are_encoded_once_a_view_and_trained_on_from_the_cache(tmp_path, 
             patch.setattr(training_transformer, "Stage2", Spy)
             train("transformer", config, tmp_path / flip, "--vqgan", str(out / "vqgan.safetensors"), "--epochs", "4",
                   "--data.flip", flip)  # fmt: skip
-        assert counted == [8] * views + [4]
+        assert counted[: views + 1] == [8] * views + [4] and set(counted[views + 1 :]) == {4}  # then previews alone
         (stage,), vqgan = stages, VQGAN.load(out / "vqgan.safetensors")
         images = ImageFolder(load_config(config).data.train).images
         assert stage.train.shape == (views, 8, 16)
@@ -280,15 +286,14 @@ def test_tensorboard_holds_loss_rate_families_and_pictures_of_stage_2(trained):
 
 def test_the_pictures_of_a_validation_are_fixed_images_under_fixed_holes_of_several_families(tiny_config_once):
     stage = stage2(tiny_config_once)
-    before = stage._preview(stage.model.eval())
-    rows = before.unfold(1, 16, 18).unfold(2, 16, 18).permute(1, 2, 0, 3, 4)  # (9, images, 3, 16, 16)
+    rows = tiles(stage._preview(stage.model.eval()))
+    assert torch.equal(rows[0], VAL)
     for number, family in enumerate(PREVIEWED):
         holes, filled = rows[1 + 2 * number], rows[2 + 2 * number]
-        hidden = patches(stage.holes[family][: rows.shape[1]], 16).expand_as(holes)
-        assert (holes[hidden] == GREY).all() and torch.equal(holes[~hidden], rows[0][~hidden])
+        assert torch.equal(holes, VAL.masked_fill(make_holes(family, len(VAL), 16), GREY))
         assert not torch.equal(filled, rows[0])
     for parameter in stage.model.parameters():
         torch.nn.init.normal_(parameter)
-    after = stage._preview(stage.model).unfold(1, 16, 18).unfold(2, 16, 18).permute(1, 2, 0, 3, 4)
+    after = tiles(stage._preview(stage.model))
     assert torch.equal(after[0], rows[0]) and torch.equal(after[1::2], rows[1::2])  # only the fillings have changed
     assert not any(torch.equal(after[row], rows[row]) for row in (2, 4, 6, 8))
