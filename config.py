@@ -197,7 +197,7 @@ def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
 
 
 def training_parser(description: str, section: str) -> argparse.ArgumentParser:
-    """The command line of a training script: --config, --out, --resume, --init, the lab's flags; the rest are overrides."""
+    """The command line of a training script: its own flags and the lab's; the rest are overrides."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"Any value of the config is overridden as --section.key VALUE, e.g. --{section}.learning_rate 3e-4.",
