@@ -3,6 +3,7 @@
 python training_transformer.py --config configs/cats64.yml
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classical import paint
 from config import Config, parse_training, training_parser
-from data import ImageFolder, Store, to_float, to_uint8
-from decoding import fill
+from data import ImageFolder, Store, to_float
+from inpainter import Inpainter
 from inputs import GREY
-from masks import FAMILIES, HidingPolicy, composite, make_holes, to_hidden
+from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
 from models.base import save_weights
 from models.processes import rank, world
 from models.transformer import Transformer
@@ -124,20 +124,12 @@ class Stage2:
 
         Images, holes and seeds are always the same: from one validation to the next only the model differs.
         """
-        images, decoding, rows = self.images, self.decoding, [self.images]
+        frozen = copy.deepcopy(model)  # an Inpainter freezes what it is given
+        inpainter = Inpainter(self.vqgan, frozen, self.decoding, self.device, self.settings.precision)
+        images, rows = self.images, [self.images]
         for family in PREVIEWED:
             hole = make_holes(family, len(images), images.shape[-1])
-            first, second = (
-                to_float(paint(images, hole, pre_fill)).to(self.device)
-                for pre_fill in (decoding.pre_fill, self.vqgan.config.decoder.pre_filled)
-            )
-            hidden = to_hidden(hole, self.vqgan.config.grid, rule=decoding.token_rule).to(self.device)
-            with autocast(self.device, self.settings.precision):
-                tokens = fill(
-                    model.of_hidden, self.vqgan.encode(first), hidden, model.mask_id, decoding, range(len(images))
-                )
-            raw = to_uint8(self.vqgan.decode(tokens, second, hole.to(self.device))).cpu()
-            rows += [images.masked_fill(hole, GREY), composite(raw, images, hole)]
+            rows += [images.masked_fill(hole, GREY), inpainter(images, hole).images]
         return grid(torch.cat(rows), columns=len(images))
 
 

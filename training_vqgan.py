@@ -235,7 +235,8 @@ class Stage1:
             if not pictures:
                 given = [] if hole is None else [piece.painted[:8]]
                 pictures = [piece.images[:8], *given, to_uint8(shown[:8]).cpu()]
-        figures = {key: value / sum(len(piece.images) for piece in self.val) for key, value in sums.items()}
+        count = sum(len(piece.images) for piece in self.val)
+        figures = {key: value / count for key, value in sums.items()}
         figures["code_usage"] = code_usage(torch.cat(tokens), self.codes)
         return figures | {"pictures": grid(torch.cat(pictures), columns=len(pictures[0]))}
 

@@ -87,9 +87,9 @@ class VQGANConfig(Settings):
         ):
             if any(level >= len(widths) for level in levels) or len(set(levels)) != len(levels):
                 raise ValueError(f"{name} {levels}: levels are numbered 0..{len(widths) - 1}, each at most once")
-        normed = decoder.widths + (() if encoder.kind == "patch" else (encoder.stem, *encoder.widths))
         if decoder.pre_filled and not decoder.known_width:
             raise ValueError("decoder.pre_filled is read by the branch for known pixels: set decoder.known_width")
+        normed = decoder.widths + (() if encoder.kind == "patch" else (encoder.stem, *encoder.widths))
         if any(width % self.norm_groups for width in normed):
             raise ValueError(f"norm_groups {self.norm_groups} must divide every width, found {normed}")
         if min(self.std) <= 0:

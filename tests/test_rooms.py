@@ -33,7 +33,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "sweep": "config data inpainter judge masks metrics models.base report rows utils",
     "tally": "data metrics",
     "training": "config data models.base models.processes utils",
-    "training_transformer": "classical config data decoding inputs masks models training utils",
+    "training_transformer": "config data inpainter inputs masks models training utils",
     "training_vqgan": "classical config data decoding masks metrics models training utils",
     "utils": "",
     "zoo": "config inpainter",
