@@ -1,4 +1,4 @@
-"""`Inpainter`: a trained VQGAN and transformer that fill the holes of images.
+"""`Inpainter`: a trained VQGAN and transformer that fill the holes of images; `Codec`: the VQGAN alone.
 
     filled = Inpainter.from_pretrained("pretrained/cats64")(images, hole, steps=10, schedule="cosine", seed=0)
     filled.pictures[0].save("filled.png")
@@ -51,52 +51,14 @@ def sample_seed(seed: int, number: int) -> int:
     return mix(seed, number) if number else seed
 
 
-class Inpainter:
-    """A frozen VQGAN and transformer that fill holes; the same seed gives the same tokens, whatever the batch."""
+class Codec:
+    """A frozen VQGAN between uint8 images and tokens."""
 
-    def __init__(
-        self,
-        vqgan: VQGAN,
-        transformer: Transformer,
-        decoding: DecodingConfig,
-        device="auto",
-        precision="auto",
-        compiled=False,
-    ):
-        made = vqgan.config.grid**2, vqgan.config.codebook.codes
-        taken = transformer.config.tokens, transformer.config.codes
-        if made != taken:
-            raise ValueError(f"(tokens, codes): the VQGAN makes {made}, the transformer takes {taken}")
-        self.device, self.precision, self.decoding = pick_device(device), precision, decoding
+    def __init__(self, vqgan: VQGAN, device="auto", precision="auto"):
+        self.device, self.precision = pick_device(device), precision
         self.layout = memory_format(self.device, precision)
         self.vqgan = vqgan.to(self.device, memory_format=self.layout).eval().requires_grad_(False)
-        self.transformer = transformer.to(self.device).eval().requires_grad_(False)
         self.size = vqgan.config.image_size
-        if compiled:
-            for network in (self.transformer, self.vqgan.decoder):
-                network.compile(dynamic=True)  # batches shrink and hidden tokens dwindle
-
-    @classmethod
-    def from_pretrained(cls, folder=PRETRAINED, device="auto", precision="auto", compiled=False) -> "Inpainter":
-        """The weights in `folder`: vqgan.safetensors and transformer.safetensors, as the two trainings leave them.
-
-        `precision` is auto (bfloat16 where the device has it), float32 or bfloat16; `compiled` runs both networks
-        through torch.compile. Raises FileNotFoundError, or ValueError naming the file that does not fit.
-        """
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"{folder}: expected a folder with vqgan.safetensors and transformer.safetensors")
-        paths = [Path(folder) / f"{name}.safetensors" for name in ("vqgan", "transformer")]
-        vqgan, transformer = VQGAN.load(paths[0]), Transformer.load(paths[1])
-        notes = read_weights(paths[1])[1]
-        if not {"vqgan", "decoding"} <= notes.keys():
-            raise ValueError(f"{paths[1]}: its metadata lack vqgan or decoding, which training_transformer.py notes")
-        if notes["vqgan"] not in (vqgan.tokens_key(), file_hash(paths[0])):  # the first weights noted the file's hash
-            raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
-        try:
-            decoding = DecodingConfig.model_validate_json(notes["decoding"])
-        except pydantic.ValidationError as error:
-            raise ValueError(f"{paths[1]}: its decoding: {_one_line(error)}") from error
-        return cls(vqgan, transformer, decoding, device, precision, compiled)
 
     def hide(self, hole: Tensor, margin: int = 0, rule: str = "any") -> Tensor:
         """hole (b, 1, H, W) -> hidden (b, n): tokens with a missing pixel, grown by `margin` rings.
@@ -119,11 +81,6 @@ class Inpainter:
         everything = torch.ones(1, 1, self.size, self.size, dtype=torch.bool)
         return self.encode(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8), everything)
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
-        with autocast(self.device, self.precision):
-            return self.transformer.of_hidden(tokens)
-
     @torch.no_grad()
     def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
         """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
@@ -132,6 +89,60 @@ class Inpainter:
         )
         with autocast(self.device, self.precision):
             return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()
+
+
+class Inpainter(Codec):
+    """A frozen VQGAN and transformer that fill holes; the same seed gives the same tokens, whatever the batch."""
+
+    def __init__(
+        self,
+        vqgan: VQGAN,
+        transformer: Transformer,
+        decoding: DecodingConfig,
+        device="auto",
+        precision="auto",
+        compiled=False,
+    ):
+        made = vqgan.config.grid**2, vqgan.config.codebook.codes
+        taken = transformer.config.tokens, transformer.config.codes
+        if made != taken:
+            raise ValueError(f"(tokens, codes): the VQGAN makes {made}, the transformer takes {taken}")
+        super().__init__(vqgan, device, precision)
+        self.decoding = decoding
+        self.transformer = transformer.to(self.device).eval().requires_grad_(False)
+        if compiled:
+            for network in (self.transformer, self.vqgan.decoder):
+                network.compile(dynamic=True)  # batches shrink and hidden tokens dwindle
+
+    @classmethod
+    def from_pretrained(
+        cls, folder=PRETRAINED, device="auto", precision="auto", compiled=False, vqgan=None
+    ) -> "Inpainter":
+        """The weights in `folder`: vqgan.safetensors and transformer.safetensors, as the two trainings leave them.
+
+        `vqgan` is a file to take in place of the folder's, of the same tokens: another decoder. `precision` is auto
+        (bfloat16 where the device has it), float32 or bfloat16; `compiled` runs both networks through torch.compile.
+        Raises FileNotFoundError, or ValueError naming the file that does not fit.
+        """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: expected a folder with vqgan.safetensors and transformer.safetensors")
+        paths = [Path(vqgan or Path(folder) / "vqgan.safetensors"), Path(folder) / "transformer.safetensors"]
+        vqgan, transformer = VQGAN.load(paths[0]), Transformer.load(paths[1])
+        notes = read_weights(paths[1])[1]
+        if not {"vqgan", "decoding"} <= notes.keys():
+            raise ValueError(f"{paths[1]}: its metadata lack vqgan or decoding, which training_transformer.py notes")
+        if notes["vqgan"] not in (vqgan.tokens_key(), file_hash(paths[0])):  # the first weights noted the file's hash
+            raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
+        try:
+            decoding = DecodingConfig.model_validate_json(notes["decoding"])
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{paths[1]}: its decoding: {_one_line(error)}") from error
+        return cls(vqgan, transformer, decoding, device, precision, compiled)
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """tokens (b, n), mask_id where hidden -> logits (m, k) of the hidden ones."""
+        with autocast(self.device, self.precision):
+            return self.transformer.of_hidden(tokens)
 
     def steps(
         self,

@@ -33,6 +33,7 @@ FIGURES = {
     "l1": Figure("L1", 4),
     "seconds": Figure("s an image", 3, 0),
     "code_usage": Figure("codes in use", 3, 0),
+    "leak": Figure("known tokens changed", 3, 0),
 }
 RAW = ("raw_fd_vgg16", "raw_kid", "raw_kid_sd", "raw_lpips", "raw_ssim")
 OF_VQGAN = ("psnr", "lpips", "ssim", "fd_vgg16", "kid", "code_usage")
@@ -169,7 +170,7 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
     if filled:
         parts += ["## FD-VGG16", table(filled, [(family, "fd_vgg16", own) for family, own in families.items()])]
     parts += [part for family, own in families.items() for part in _of_family(family, own)]
-    parts += [part for family, own in families.items() for part in _by_hole_size(family, own)]
+    parts += [part for section in (_leaks, _by_hole_size) for item in families.items() for part in section(*item)]
     if vqgans := [line for line in lines if line.family == WHOLE]:
         columns = [(FIGURES[name].label, name, vqgans) for name in OF_VQGAN]
         parts += ["## Whole images, encoded and decoded", table(vqgans, columns)]
@@ -181,12 +182,20 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
 
 
 def _of_family(family: str, own: list[Line]) -> list[str]:
-    columns = [(figure.label, name, own) for name, figure in FIGURES.items() if name != "code_usage"]
+    columns = [(figure.label, name, own) for name, figure in FIGURES.items() if name not in ("code_usage", "leak")]
     parts = [f"## {family}: known pixels pasted back", table(own, columns)]
     if raw := [line for line in own if "raw_lpips" in line.figures]:
         columns = [(FIGURES[name.removeprefix("raw_")].label, name, raw) for name in RAW]
         parts += [f"### {family}: decoder output", table(raw, columns)]
     return parts
+
+
+def _leaks(family: str, own: list[Line]) -> list[str]:
+    leaks = [line for line in own if "leak" in line.figures]
+    rings = sorted({name for line in leaks for name in line.figures if name.startswith("leak ")})
+    columns = [("all", "leak", leaks), *((f"{ring.split()[1]} away", ring, leaks) for ring in rings)]
+    title = f"## {family}: the share of known tokens that change when the hole is painted grey, by distance in tokens"
+    return [title, table(leaks, columns)] if leaks else []
 
 
 def _by_hole_size(family: str, own: list[Line]) -> list[str]:

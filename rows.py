@@ -16,11 +16,15 @@ from torch import Tensor
 import classical
 from config import ROOT, explain
 from decoding import DecodingConfig
-from inpainter import PRETRAINED, Inpainter
+from inpainter import PRETRAINED, Codec, Inpainter
 from inputs import GREY
 from masks import composite
 from models.base import Settings, file_hash
+from models.vqgan import VQGAN
 from utils import images_at_once, mix
+
+NETWORKS = ("vqgan", "transformer")
+RINGS = 4  # of tokens around a hole in which the leak is measured
 
 
 class Row(Settings):
@@ -31,13 +35,24 @@ class Row(Settings):
         description="grey holes, a classical method, the decoded true tokens, or an Inpainter"
     )
     checkpoint: str = Field(str(PRETRAINED.relative_to(ROOT)), description="folder of weights: floor and inpainting")
+    vqgan: str = Field("", description="a VQGAN of the same tokens in place of the checkpoint's: its file")
     decoding: dict[str, object] = Field({}, description="changes of the checkpoint's decoding")
     margin: int = Field(0, ge=0, description="rings of tokens hidden around the hole")
     mean_of: int = Field(1, ge=1, description="the mean of so many completions")
 
     @property
-    def has_networks(self) -> bool:
-        return self.kind in ("floor", "inpainting")
+    def files(self) -> tuple[Path, ...]:
+        """The weights it needs: none, a VQGAN, or a VQGAN and a transformer."""
+        files = [Path(self.checkpoint) / f"{name}.safetensors" for name in NETWORKS]
+        if self.vqgan:
+            files[0] = Path(self.vqgan)
+        return tuple(files[: {"floor": 1, "inpainting": 2}.get(self.kind, 0)])
+
+    def open(self, device: str) -> Codec | None:
+        """Its networks, an `Inpainter` where it decodes. Raises FileNotFoundError or ValueError naming the file."""
+        if self.kind == "inpainting":
+            return Inpainter.from_pretrained(self.checkpoint, device, vqgan=self.vqgan or None)
+        return Codec(VQGAN.load(self.files[0]), device) if self.kind == "floor" else None
 
     @pydantic.field_validator("decoding")
     @classmethod
@@ -50,7 +65,9 @@ class Row(Settings):
 
     @pydantic.model_validator(mode="after")
     def _takes(self):
-        needless = self.model_fields_set - {"name", "kind"} - ({"checkpoint"} if self.kind == "floor" else set())
+        needless = (
+            self.model_fields_set - {"name", "kind"} - ({"checkpoint", "vqgan"} if self.kind == "floor" else set())
+        )
         if self.kind != "inpainting" and needless:
             raise ValueError(f"row {self.name}: kind {self.kind} takes no {', '.join(sorted(needless))}")
         return self
@@ -64,21 +81,19 @@ def decoding_of(row: Row, inpainter: Inpainter) -> DecodingConfig:
         raise ValueError(f"row {row.name}: {explain(error, DecodingConfig)}") from error
 
 
-def needs_seed(row: Row, inpainter: Inpainter | None) -> bool:
+def needs_seed(row: Row, networks: Codec | None) -> bool:
     """Whether two decoding seeds may give two results."""
-    return row.kind == "inpainting" and decoding_of(row, inpainter).needs_seed
+    return row.kind == "inpainting" and decoding_of(row, networks).needs_seed
 
 
-def settings_of(row: Row, inpainter: Inpainter | None) -> dict:
+def settings_of(row: Row, networks: Codec | None) -> dict:
     """All that the row's result depends on, beside images, hole and seed."""
     settings = {"kind": row.kind}
-    if row.has_networks:
-        names = ("vqgan", "transformer") if row.kind == "inpainting" else ("vqgan",)
-        files = {name: Path(row.checkpoint) / f"{name}.safetensors" for name in names}
-        settings["weights"] = {name: file_hash(file)[:16] for name, file in files.items()}
+    if row.files:
+        settings["weights"] = {name: file_hash(file)[:16] for name, file in zip(NETWORKS, row.files, strict=False)}
     if row.kind == "inpainting":
-        settings |= row.model_dump(exclude={"name", "kind", "checkpoint"})
-        settings["decoding"] = decoding_of(row, inpainter).model_dump()
+        settings |= row.model_dump(exclude={"name", "kind", "checkpoint", "vqgan"})
+        settings["decoding"] = decoding_of(row, networks).model_dump()
     return settings
 
 
@@ -91,7 +106,7 @@ class Result:
     tokens: Tensor | None = None  # (N, n), of kind floor
 
 
-def fill(row: Row, inpainter: Inpainter | None, truth: Tensor, hole: Tensor, seed: int | None, workers: int) -> Result:
+def fill(row: Row, networks: Codec | None, truth: Tensor, hole: Tensor, seed: int | None, workers: int) -> Result:
     """The row's way: from the known pixels of `truth`, but for kind floor, which decodes the true tokens.
 
     `workers`: processes of a classical method.
@@ -102,25 +117,40 @@ def fill(row: Row, inpainter: Inpainter | None, truth: Tensor, hole: Tensor, see
     if row.kind in classical.METHODS:
         return Result(composite(classical.fill(row.kind, masked, hole, workers), truth, hole))
     if row.kind == "floor":
-        raw, tokens = _floor(inpainter, truth, masked, hole)
+        raw, tokens = _floor(networks, truth, masked, hole)
         return Result(composite(raw, truth, hole), raw, tokens)
-    raw = _inpaint(row, inpainter, masked, hole, seed or 0)
+    raw = _inpaint(row, networks, masked, hole, seed or 0)
     return Result(composite(raw, truth, hole), raw)
 
 
-def _batches(inpainter: Inpainter, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+def leak(codec: Codec, truth: Tensor, hole: Tensor) -> dict[str, float]:
+    """How far the encoder carries what is in the hole: the share of known tokens that change when it is painted grey.
+
+    `leak` of all tokens with no missing pixel, `leak R` of those R tokens from the nearest with one, up to RINGS.
+    """
+    changed = []
+    for _, (whole, missing) in _batches(codec, truth, hole):
+        nothing = torch.zeros_like(missing)
+        changed.append((codec.encode(whole, nothing) != codec.encode(whole, missing)).cpu())
+    changed, reached = torch.cat(changed), [codec.hide(hole, margin).cpu() for margin in range(RINGS + 1)]
+    places = {"leak": ~reached[0]}
+    places |= {f"leak {ring}": reached[ring] & ~reached[ring - 1] for ring in range(1, RINGS + 1)}
+    return {name: float(changed[place].float().mean()) for name, place in places.items() if place.any()}
+
+
+def _batches(codec: Codec, *tensors: Tensor) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """The number of its first image and each batch."""
-    size = images_at_once(inpainter.device)
+    size = images_at_once(codec.device)
     for start in range(0, len(tensors[0]), size):
         yield start, tuple(tensor[start : start + size] for tensor in tensors)
 
 
-def _floor(inpainter: Inpainter, truth: Tensor, masked: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+def _floor(codec: Codec, truth: Tensor, masked: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     """The decoded true tokens, uint8 (N, 3, H, W), and the tokens (N, n)."""
     raw, tokens = [], []
-    for _, (whole, images, missing) in _batches(inpainter, truth, masked, hole):
-        tokens.append(inpainter.encode(whole, torch.zeros_like(missing)))
-        raw.append(inpainter.decode(tokens[-1], images, missing))
+    for _, (whole, images, missing) in _batches(codec, truth, masked, hole):
+        tokens.append(codec.encode(whole, torch.zeros_like(missing)))
+        raw.append(codec.decode(tokens[-1], images, missing))
     return torch.cat(raw), torch.cat(tokens).cpu()
 
 

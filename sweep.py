@@ -27,13 +27,12 @@ from tqdm import tqdm
 
 from config import ROOT, add_flag, load_config, parse_overrides
 from data import list_images, read_holes, read_truth
-from inpainter import Inpainter
 from judge import Judge, digest
 from masks import FAMILIES, make_holes
 from metrics import code_usage
 from models.base import Settings
 from report import WHOLE, Line, chosen, read_lines, write_lines, write_report
-from rows import Row, fill, needs_seed, settings_of
+from rows import Row, fill, leak, needs_seed, settings_of
 from utils import log, machine, pick_device, start_logging
 
 Seed = Annotated[int, Field(ge=0)]
@@ -121,16 +120,12 @@ class Sweep:
         holes |= {name: make_holes(name, len(self.truth), size, data.hole_seed) for name in data.generated}
         self.truth, self.holes = self.truth[:n], {name: hole[:n] for name, hole in holes.items()}
         self.holes[WHOLE] = torch.ones_like(self.truth[:, :1], dtype=torch.bool)
-        self.inpainters = {
-            row.checkpoint: Inpainter.from_pretrained(row.checkpoint, device)
-            for row in {row.checkpoint: row for row in config.rows if row.has_networks}.values()
-        }
-        for checkpoint, inpainter in self.inpainters.items():
-            if self.truth.shape[2:] != (inpainter.size, inpainter.size):
+        opened = {row.files: row.open(device) for row in {row.files: row for row in config.rows}.values()}
+        self.networks = {row.name: opened[row.files] for row in config.rows}
+        for row in config.rows:
+            if (codec := self.networks[row.name]) and self.truth.shape[2:] != (codec.size, codec.size):
                 found = "x".join(map(str, self.truth.shape[2:]))
-                raise ValueError(
-                    f"{data.truth}: {found} pixels, but {checkpoint} takes {inpainter.size}x{inpainter.size}"
-                )
+                raise ValueError(f"{data.truth}: {found} pixels, but row {row.name} takes {codec.size}x{codec.size}")
         self.device = pick_device(device)
         self.judge = Judge(self.truth, config.judge.feature_weights, config.judge.lpips_weights, self.device)
 
@@ -144,14 +139,14 @@ class Sweep:
 
     def entries(self) -> list[Entry]:
         """Family by family, all that is to be compared."""
-        settings = {row.name: settings_of(row, self.inpainters.get(row.checkpoint)) for row in self.config.rows}
+        settings = {row.name: settings_of(row, self.networks[row.name]) for row in self.config.rows}
         entries = []
         for family, hole in self.holes.items():
             place = self.judge.identity | {"hole": digest(hole)}
             for row in self.config.rows:
                 if family == WHOLE and row.kind != "floor":
                     continue
-                for seed in self.config.seeds if needs_seed(row, self.inpainters.get(row.checkpoint)) else (None,):
+                for seed in self.config.seeds if needs_seed(row, self.networks[row.name]) else (None,):
                     told = json.dumps([settings[row.name], place, seed], sort_keys=True)
                     key = hashlib.sha256(told.encode()).hexdigest()[:16]
                     entries.append(Entry(row, family, hole, seed, settings[row.name], key))
@@ -159,17 +154,19 @@ class Sweep:
 
     def measure(self, entry: Entry) -> Line:
         """Fills the holes and judges the result."""
-        row, hole, inpainter = entry.row, entry.hole, self.inpainters.get(entry.row.checkpoint)
+        row, hole, networks = entry.row, entry.hole, self.networks[entry.row.name]
         start = time.perf_counter()
-        filled = fill(row, inpainter, self.truth, hole, entry.seed, self.workers)
+        filled = fill(row, networks, self.truth, hole, entry.seed, self.workers)
         figures = {"seconds": (time.perf_counter() - start) / len(hole)}
         judged = self.judge(filled.images, hole)
         figures |= judged.means() | judged.by_hole_size(hole)
         if entry.family == WHOLE:
-            figures["code_usage"] = code_usage(filled.tokens, inpainter.vqgan.config.codebook.codes)
+            figures["code_usage"] = code_usage(filled.tokens, networks.vqgan.config.codebook.codes)
         elif filled.raw is not None:
             means = self.judge(filled.raw, hole).means()
             figures |= {f"raw_{name}": value for name, value in means.items() if name not in SAME}
+            if row.kind == "floor":
+                figures |= leak(networks, self.truth, hole)
         return Line(row.name, entry.family, entry.seed, len(hole), entry.key, figures, entry.settings)
 
 

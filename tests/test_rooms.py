@@ -28,7 +28,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "photos": "data decoding inpainter pictures squares utils",
     "pictures": "data",
     "report": "judge models.base utils",
-    "rows": "classical config decoding inpainter inputs masks models.base utils",
+    "rows": "classical config decoding inpainter inputs masks models.base models.vqgan utils",
     "squares": "",
     "sweep": "config data inpainter judge masks metrics models.base report rows utils",
     "tally": "data metrics",

@@ -13,12 +13,14 @@ from test_judge import N, stubs, truth
 
 import rows
 import sweep
+from classical import paint
 from config import load_config
 from data import to_float, to_pixels, write_image
 from decoding import DecodingConfig
-from inpainter import Inpainter
+from inpainter import Codec, Inpainter
 from inputs import GREY
 from masks import composite, make_holes
+from models.base import save_weights
 from report import read_lines
 from rows import Row
 from utils import mix
@@ -168,6 +170,42 @@ def test_a_wrong_row_is_named(options, told):
         Row(name="x", **options)
 
 
+def test_a_row_may_take_another_vqgan_of_the_same_tokens(tmp_path):
+    other, notes = vqgan(PATCH), {"decoding": DecodingConfig().model_dump_json()}
+    checkpoint = save(tmp_path / "own", other, transformer(), **notes, vqgan=other.tokens_key())
+    for parameter in other.decoder.parameters():
+        parameter.data.mul_(1.5)
+    save_weights(tmp_path / "other.safetensors", other, other.config, torch.float32)
+    told = {}
+    for kind in ("floor", "inpainting"):
+        for vqgan_file in ("", str(tmp_path / "other.safetensors")):
+            row = Row(name="x", kind=kind, checkpoint=str(checkpoint), vqgan=vqgan_file)
+            networks = row.open("cpu")
+            assert type(networks) is {"floor": Codec, "inpainting": Inpainter}[kind]
+            decodes = torch.equal(networks.vqgan.decoder.last_layer, other.decoder.last_layer)
+            assert decodes is bool(vqgan_file)
+            told[kind, bool(vqgan_file)] = rows.settings_of(row, networks)
+    assert all("vqgan" not in settings for settings in told.values())
+    assert told["floor", True]["weights"]["vqgan"] == told["inpainting", True]["weights"]["vqgan"]
+    assert told["floor", True]["weights"] != told["floor", False]["weights"]
+
+
+def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
+    images, hole = truth(), torch.zeros(N, 1, SIZE, SIZE, dtype=torch.bool)
+    hole[..., : SIZE // GRID] = True  # the first column of tokens
+    whole, grey = (paint(images, x, False) for x in (torch.zeros_like(hole), hole))
+    for encoder in (PATCH, CONV):
+        torch.manual_seed(1)
+        codec = Codec(vqgan(encoder), "cpu")
+        changed = codec.vqgan.encode(to_float(whole)) != codec.vqgan.encode(to_float(grey))
+        column = changed.view(N, GRID, GRID).float().mean(dim=(0, 1)).tolist()
+        found = rows.leak(codec, images, hole)
+        assert found["leak"] == pytest.approx(sum(column[1:]) / (GRID - 1))
+        assert [found[f"leak {ring}"] for ring in range(1, GRID)] == pytest.approx(column[1:])
+        assert set(found) == {"leak", *(f"leak {ring}" for ring in range(1, GRID))}
+        assert (found["leak"] > 0) is (encoder is CONV)
+
+
 def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
     row = Row(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
     with pytest.raises(ValueError, match=r"row x: config: .* sweet_spot = 9 must be at most total_iter = 4"):
@@ -201,7 +239,14 @@ def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
     assert 0 < by["whole", "floor", None]["code_usage"] <= 1
     assert sorted(path.name for path in out.iterdir()) == ["fd.png", "hole_size.png", "results.md", "rows.csv"]
     text = (out / "results.md").read_text()
-    titles = ("walk by hole size", "box: known pixels pasted back", "box: decoder output", "Whole images")
+    assert by["box", "floor", None]["leak"] == by["walk", "floor", None]["leak 1"] == 0  # a patch encoder
+    titles = (
+        "walk by hole size",
+        "walk: the share of known tokens that change",
+        "box: known pixels pasted back",
+        "box: decoder output",
+        "Whole images",
+    )
     for part in ("`python sweep.py --config", f"n = {N}", "decoding seeds: 0, 1", "- ours: `{", *titles):
         assert part in text
     assert "## box by hole size" not in text  # all boxes are of one size
@@ -261,7 +306,7 @@ def test_the_first_n_images_keep_their_holes(config):
     for family in ("walk", "box"):
         assert torch.equal(few.holes[family], all_.holes[family][:3])
     assert torch.equal(all_.holes["walk"], make_holes("walk", N, SIZE))
-    assert torch.equal(all_.holes["box"], make_holes("box", N, SIZE, 1)) and not few.inpainters
+    assert torch.equal(all_.holes["box"], make_holes("box", N, SIZE, 1)) and few.networks == {"grey": None}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +349,7 @@ def test_wrong_rows_masks_and_weights_are_named(refused, config, tmp_path, check
         write_image(tmp_path / "large" / f"image_{index}.png", np.zeros((32, 32, 3), np.uint8))
     rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": str(checkpoint)}])
     told = refused("--data.truth", tmp_path / "large", "--data.masks", "{}")
-    assert f"large: 32x32 pixels, but {checkpoint} takes {SIZE}x{SIZE}" in told
+    assert f"large: 32x32 pixels, but row ours takes {SIZE}x{SIZE}" in told
 
 
 # --- the shipped configs ----------------------------------------------------------------------------------------------
@@ -316,7 +361,7 @@ def test_every_shipped_sweep_loads_and_opens_with_a_comment_on_itself(path):
     assert path.read_text().startswith(f"# {path.stem}: ")
     assert f"python sweep.py --config configs/sweeps/{path.name}" in path.read_text()
     for row in config.rows:
-        if row.has_networks:
+        if row.files:
             name = Path(row.checkpoint).name
             assert (ROOT / row.checkpoint).is_dir() or (ROOT / "configs" / f"{name}.yml").is_file()
             shipped = load_config(ROOT / "configs" / f"{name}.yml").decoding
