@@ -73,11 +73,12 @@ class Stage2:
         """The tokens (b, n) whose cross-entropy is the loss: the hidden ones, or all where `loss_on` says so."""
         return hidden if self.settings.loss_on == "hidden" else torch.ones_like(hidden)
 
-    def cross_entropy(self, model: nn.Module, tokens: Tensor, hidden: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy in nats over the tokens that count."""
-        tokens, hidden = (x.to(self.device, non_blocking=True) for x in (tokens, hidden))
+    def cross_entropy(
+        self, model: nn.Module, tokens: Tensor, hidden: Tensor, counted: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
+        """Mean cross-entropy in nats over the tokens `counted`; all are (b, n)."""
+        tokens, hidden, counted = (x.to(self.device, non_blocking=True) for x in (tokens, hidden, counted))
         tokens = tokens.long()
-        counted = self.counted(hidden)
         with autocast(self.device, self.settings.precision):
             logits = model(tokens.masked_fill(hidden, self.model.mask_id), select=counted)  # (s, k)
         return F.cross_entropy(logits.float(), tokens[counted], label_smoothing=smoothing)
@@ -101,23 +102,26 @@ class Stage2:
         """One step of the optimizer on what `fetch` made."""
         total = torch.zeros((), device=self.device)
         for tokens, hidden, share in pieces_of(self.network, pieces):
-            loss = self.cross_entropy(self.network, tokens, hidden, self.settings.label_smoothing) * share
+            smoothing = self.settings.label_smoothing
+            loss = self.cross_entropy(self.network, tokens, hidden, self.counted(hidden), smoothing) * share
             loss.backward()
             total += loss.detach()
         apply_gradients(total, self.optimizer, self.model.parameters(), self.settings.clip)
         return {"loss": total}
 
     def validate(self, model: nn.Module) -> dict:
-        """Cross-entropy under the training's hiding policy (`score`) and under each hole family; filled pictures."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        figures = {"score": self._mean_loss(model, self.hide(len(self.val), generator))}
-        figures |= {family: self._mean_loss(model, hidden) for family, hidden in self.holes.items()}
+        """Cross-entropy of what the training counts, hidden by its policy (`score`), and of what the holes of each
+        family hide; filled pictures."""
+        hidden = self.hide(len(self.val), torch.Generator().manual_seed(self.settings.seed))
+        figures = {"score": self._mean_loss(model, hidden, self.counted(hidden))}
+        figures |= {family: self._mean_loss(model, hidden, hidden) for family, hidden in self.holes.items()}
         return figures | {"pictures": self._preview(model)}
 
-    def _mean_loss(self, model: nn.Module, hidden: Tensor) -> float:
-        pieces = list(zip(self.val.split(64), hidden.split(64), strict=True))
-        sums = [float(self.cross_entropy(model, *piece)) * int(self.counted(piece[1]).sum()) for piece in pieces]
-        return sum(sums) / int(self.counted(hidden).sum())
+    def _mean_loss(self, model: nn.Module, hidden: Tensor, counted: Tensor) -> float:
+        pieces = list(zip(*(x.split(64) for x in (self.val, hidden, counted)), strict=True))
+        return sum(float(self.cross_entropy(model, *piece)) * int(piece[2].sum()) for piece in pieces) / int(
+            counted.sum()
+        )
 
     def _preview(self, model: nn.Module) -> Tensor:
         """Some validation images; below, for some families, their holes and how they are filled.

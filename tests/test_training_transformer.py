@@ -45,7 +45,7 @@ def test_cross_entropy_by_hand_on_hidden_tokens_and_on_all(tiny_config_once, los
     visible[hidden] = 16
     with torch.no_grad():
         log_p = stage.model(visible).log_softmax(dim=-1)  # (3, 16, k)
-        found = stage.cross_entropy(stage.model, tokens, hidden, smoothing)
+        found = stage.cross_entropy(stage.model, tokens, hidden, stage.counted(hidden), smoothing)
     true = -log_p.gather(-1, tokens.long()[..., None])[..., 0]
     each = (1 - smoothing) * true + smoothing * -log_p.mean(dim=-1)
     expected = each[hidden].mean() if loss_on == "hidden" else each.mean()
@@ -90,8 +90,18 @@ def test_validation_is_the_mean_over_tokens_however_the_images_are_cut(tiny_conf
     stage.val = stage.train[0][torch.arange(70) % 8]
     hidden = stage.hide(70, torch.Generator().manual_seed(3))
     with torch.no_grad():
-        whole = float(stage.cross_entropy(stage.model, stage.val, hidden))
-        assert stage._mean_loss(stage.model, hidden) == pytest.approx(whole, rel=1e-5)
+        for counted in (hidden, torch.ones_like(hidden)):
+            whole = float(stage.cross_entropy(stage.model, stage.val, hidden, counted))
+            assert stage._mean_loss(stage.model, hidden, counted) == pytest.approx(whole, rel=1e-5)
+
+
+def test_hole_families_are_compared_by_their_hidden_tokens_whatever_the_training_counts(tiny_config_once):
+    hidden, all_ = stage2(tiny_config_once), stage2(tiny_config_once, loss_on="all")
+    all_.model.load_state_dict(hidden.model.state_dict())
+    with torch.no_grad():
+        one, other = (stage.validate(stage.model.eval()) for stage in (hidden, all_))
+    assert one["score"] != other["score"]
+    assert {family: one[family] for family in FAMILIES} == {family: other[family] for family in FAMILIES}
 
 
 def test_validation_repeats_itself_and_looks_at_every_hole_family(tiny_config_once):
