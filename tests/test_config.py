@@ -9,7 +9,8 @@ from pydantic import ValidationError
 import training_vqgan
 from config import Config, explain, load_config, parse_overrides, parse_training, training_parser
 
-SHIPPED = sorted(Path(__file__).resolve().parents[1].glob("configs/*.yml"))
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted([*CONFIGS.glob("*.yml"), *CONFIGS.glob("ablations/*.yml")])
 
 
 def command(config: Path, *arguments: str, section: str = "vqgan_training"):
