@@ -5,14 +5,14 @@ config = load_config("configs/cats64.yml", ["--transformer.depth", "12"])
 
 import argparse
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
 from pydantic import Field, model_validator
 
 from decoding import DecodingConfig
-from models.base import Settings, parse_yaml, read_yaml
+from models.base import Settings, explain, parse_yaml, read_yaml
 from models.transformer import TransformerConfig
 from models.vqgan import VQGANConfig
 
@@ -135,22 +135,6 @@ class Config(Settings):
         return self
 
 
-def explain(error: pydantic.ValidationError, root: type[Settings] = Config) -> str:
-    """A validation error of `root` as one line a key: its path, the value and what was expected."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(map(str, item["loc"])) or "config"
-        if item["type"] == "extra_forbidden":
-            section = root
-            for name in item["loc"][:-1]:
-                section = section.model_fields[name].annotation if isinstance(name, str) else get_args(section)[0]
-            lines.append(f"{where}: unknown key, known are: {', '.join(section.model_fields)}")
-            continue
-        value = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f", found {item['input']!r}"
-        lines.append(f"{where}: {item['msg']}{value}")
-    return "\n".join(lines)
-
-
 def parse_overrides(arguments: list[str]) -> dict[str, object]:
     """`--a.b VALUE` and `--a.b=VALUE` -> {"a.b": value}, values read as YAML. Raises ValueError on anything else."""
     overrides, rest = {}, list(arguments)
@@ -187,7 +171,7 @@ def load_config(path=DEFAULT, overrides: dict[str, object] | None = None, root: 
     try:
         return root.model_validate(values)
     except pydantic.ValidationError as error:
-        raise ValueError(f"{path}:\n{explain(error, root)}") from error
+        raise ValueError("\n".join([f"{path}:", *explain(error, root)])) from error
 
 
 def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:

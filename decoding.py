@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from masks import TokenRule, schedule
-from models.base import Settings
+from models.base import Settings, explain, in_brief
 
 Sampler = Literal["maskgit", "lab", "growing", "random", "halton"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -74,12 +74,15 @@ class DecodingConfig(Settings):
     def changed(self, **options) -> "DecodingConfig":
         """These settings with the `options` that are not None; total_iter alone moves the sweet spot with it.
 
-        Raises pydantic.ValidationError, a ValueError.
+        Raises ValueError, one line, naming what is wrong.
         """
         given = {name: value for name, value in options.items() if value is not None}
         if "total_iter" in given:
             given.setdefault("sweet_spot", given["total_iter"])
-        return DecodingConfig.model_validate(self.model_dump() | given)
+        try:
+            return DecodingConfig.model_validate(self.model_dump() | given)
+        except pydantic.ValidationError as error:
+            raise ValueError(in_brief(explain(error, DecodingConfig))) from error
 
     @property
     def needs_seed(self) -> bool:

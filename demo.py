@@ -22,12 +22,11 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import pydantic
 from PIL import Image
 
-from config import add_flag, explain
+from config import add_flag
 from data import to_pixels, write_image
-from decoding import SAMPLERS, DecodingConfig
+from decoding import SAMPLERS
 from filling import Filling
 from inpainter import PRETRAINED, Inpainter
 from inputs import chelsea
@@ -109,8 +108,7 @@ def painted_hole(editor: dict | None, shape: tuple[int, int]) -> np.ndarray:
 
 def plain(error: Exception | str, path: str) -> str:
     """A message in one line, with the file named as its owner knows it."""
-    text = explain(error, DecodingConfig) if isinstance(error, pydantic.ValidationError) else str(error)
-    return text.replace(f"{Path(path).parent}{os.sep}", "").replace("\n", "; ")
+    return str(error).replace(f"{Path(path).parent}{os.sep}", "").replace("\n", "; ")
 
 
 # --- the page ---

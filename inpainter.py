@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from classical import paint
-from config import ROOT, explain
+from config import ROOT
 from data import to_float, to_pixels, to_uint8
 from decoding import DecodingConfig, State, sample
 from inputs import to_hole, to_images
 from masks import composite, to_hidden
-from models.base import file_hash, read_weights
+from models.base import explain, file_hash, in_brief, read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from utils import autocast, memory_format, mix, pick_device
@@ -136,7 +136,7 @@ class Inpainter(Codec):
         try:
             decoding = DecodingConfig.model_validate_json(notes["decoding"])
         except pydantic.ValidationError as error:
-            raise ValueError(f"{paths[1]}: its decoding: {_one_line(error)}") from error
+            raise ValueError(f"{paths[1]}: its decoding: {in_brief(explain(error, DecodingConfig))}") from error
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 
     def predict(self, tokens: Tensor) -> Tensor:
@@ -221,14 +221,9 @@ class Inpainter(Codec):
                 sampling_temperature=sampling_temperature, top_k=top_k, forget=forget, second_look=second_look,
                 token_rule=token_rule, pre_fill=pre_fill,
             )  # fmt: skip
-        except pydantic.ValidationError as error:
-            raise ValueError(_one_line(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
+        except ValueError as error:
+            raise ValueError(str(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
         images, hole = (x.repeat_interleave(samples, dim=0) for x in (images, hole))
         seeds = [sample_seed(one, number) for one in seeds for number in range(samples)]
         *_, last = self.steps(images, hole, seeds, margin, decoding)
         return self.finish(images, hole, last.tokens, last.confidence)
-
-
-def _one_line(error: pydantic.ValidationError) -> str:
-    text = explain(error, DecodingConfig).replace("\n", "; ")
-    return text.replace("Value error, ", "").removeprefix("config: ")  # pydantic's words, and where there is no key

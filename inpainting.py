@@ -20,12 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pydantic
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import add_flag, explain
+from config import add_flag
 from data import to_pixels, write_image
 from decoding import SAMPLERS, DecodingConfig
 from drawing import Sheets, confidence_map, drawn
@@ -324,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
         tallies = run(inpainter, inputs, args, decoding, distance)
         seconds = time.perf_counter() - start
     except (ValueError, OSError) as error:
-        parser.error(explain(error) if isinstance(error, pydantic.ValidationError) else str(error))
+        parser.error(str(error))
     write_manifest(args, inputs, decoding, seconds, inpainter.device, tallies)
     more = f" {'diversity':>10}" if args.samples > 1 else ""
     log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")

@@ -26,10 +26,10 @@ from data import as_hole, list_images, open_upright, pair, readable, to_pixels
 from decoding import DecodingConfig
 from inpainter import Inpainter, sample_seed
 from pictures import FORMATS, Picture, format_of, read_picture, write_picture
-from squares import CONTEXT, EVERYWHERE, Square, crop, crop_boxes, fit_rim, inside, regions, shrink
+from squares import CONTEXT, EVERYWHERE, Square, crop, fit_rim, inside, regions, shrink
 from utils import images_at_once, mix
 
-__all__ = ["Cut", "Photo", "crop_boxes", "cut", "fill_photo", "pair_photos", "paste", "read_photo", "write_photo"]
+__all__ = ["Cut", "Photo", "cut", "fill_photo", "pair_photos", "paste", "read_photo", "write_photo"]
 
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
 SPECK = 16  # fewer pixels than these, in a lossy file, have the hole's colour by chance

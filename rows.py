@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 import classical
-from config import ROOT, explain
+from config import ROOT
 from decoding import DecodingConfig
 from inpainter import PRETRAINED, Codec, Inpainter
 from inputs import GREY
@@ -57,10 +57,7 @@ class Row(Settings):
     @pydantic.field_validator("decoding")
     @classmethod
     def _decodes(cls, given: dict[str, object]):
-        try:
-            DecodingConfig().changed(**given)
-        except pydantic.ValidationError as error:
-            raise ValueError(explain(error, DecodingConfig)) from error
+        DecodingConfig().changed(**given)
         return given
 
     @pydantic.model_validator(mode="after")
@@ -77,8 +74,8 @@ def decoding_of(row: Row, inpainter: Inpainter) -> DecodingConfig:
     """The checkpoint's decoding with the row's changes. Raises ValueError naming the row."""
     try:
         return inpainter.decoding.changed(**row.decoding)
-    except pydantic.ValidationError as error:
-        raise ValueError(f"row {row.name}: {explain(error, DecodingConfig)}") from error
+    except ValueError as error:
+        raise ValueError(f"row {row.name}: {error}") from error
 
 
 def needs_seed(row: Row, networks: Codec | None) -> bool:

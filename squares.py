@@ -25,11 +25,6 @@ class Square(NamedTuple):
     side: int
 
 
-def crop_boxes(hole: np.ndarray, size: int, context: float = CONTEXT) -> list[Square]:
-    """A square around each region of hole (H, W) for a model of `size`; those of `regions`."""
-    return regions(hole, size, context)[0]
-
-
 def regions(hole: np.ndarray, size: int, context: float = CONTEXT) -> tuple[list[Square], np.ndarray]:
     """The squares and `owner` of a hole (H, W) with at least one missing and one known pixel.
 

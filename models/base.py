@@ -10,6 +10,7 @@ import platform
 import re
 from itertools import zip_longest
 from pathlib import Path
+from typing import get_args
 
 import pydantic
 import torch
@@ -23,6 +24,22 @@ class Settings(pydantic.BaseModel):
     """A frozen group of options: an unknown, missing, mistyped or out-of-range key is an error that names its path."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def explain(error: pydantic.ValidationError, root: type[Settings]) -> list[str]:
+    """A validation error of `root` as a line a key: its path, what was expected and what was found."""
+    lines = []
+    for item in error.errors():
+        where, told = ".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            section = root
+            for name in item["loc"][:-1]:
+                section = section.model_fields[name].annotation if isinstance(name, str) else get_args(section)[0]
+            told = f"unknown key, known are: {', '.join(section.model_fields)}"
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
+            told += f", found {item['input']!r:.60}"
+        lines.append(f"{where}: {told}" if where else told)
+    return lines
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,11 +178,7 @@ def _settings(cls, path, metadata: dict[str, str], config, section: str | None) 
     try:
         return cls.Config.model_validate_json(options) if config is None else cls.Config.model_validate(options)
     except pydantic.ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc'])) or 'config'}: {item['msg']}, found {str(item['input'])[:60]!r}"
-            for item in error.errors()
-        ]
-        raise ValueError(f"{source}: {in_brief(problems)}") from error
+        raise ValueError(f"{source}: {in_brief(explain(error, cls.Config))}") from error
 
 
 def file_hash(path) -> str:

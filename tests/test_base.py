@@ -301,7 +301,7 @@ def test_weights_with_a_key_too_few_or_too_many_are_refused_by_its_name(tmp_path
         ("other: {width: 3}", "expected a section 'net', found none"),
         ("net:", "expected a section 'net', found none"),
         ("net: {width: wide}", r"width: Input should be a valid integer, found 'wide'$"),
-        ("net: {width: 3, depth: 2}", r"depth: Extra inputs are not permitted, found '2'$"),
+        ("net: {width: 3, depth: 2}", r"depth: unknown key, known are: width, shape$"),
     ],
 )
 def test_a_config_file_that_does_not_fit_is_named(tmp_path, text, message):

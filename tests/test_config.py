@@ -141,7 +141,7 @@ def test_an_unknown_section_lists_the_known_ones(tiny_config):
 def test_explain_tells_of_any_settings_class():
     with pytest.raises(ValidationError) as error:
         Config.model_fields["data"].annotation.model_validate({"train": "a", "vall": "b"})
-    lines = explain(error.value, Config.model_fields["data"].annotation).splitlines()
+    lines = explain(error.value, Config.model_fields["data"].annotation)
     assert lines == ["val: Field required", "vall: unknown key, known are: train, val, flip, workers, memory_mb"]
 
 

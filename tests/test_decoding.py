@@ -595,9 +595,9 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
 def test_changed_options_replace_those_of_the_settings_and_none_leaves_them(options, changed):
     before = DecodingConfig(total_iter=8, sweet_spot=6, top_k=5)
     assert before.changed(**options).model_dump() == before.model_dump() | changed
-    with pytest.raises(pydantic.ValidationError, match="sweet_spot = 9 must be at most total_iter = 8"):
+    with pytest.raises(ValueError, match=r"^sweet_spot = 9 must be at most total_iter = 8$"):
         before.changed(sweet_spot=9)
-    with pytest.raises(pydantic.ValidationError, match="total_itr"):
+    with pytest.raises(ValueError, match=r"^total_itr: unknown key, known are: total_iter, [^\n]*$"):
         before.changed(total_itr=4)
 
 

@@ -16,7 +16,7 @@ from data import to_uint8
 from decoding import DecodingConfig
 from inpainter import Filled, Inpainter
 from masks import composite
-from photos import crop_boxes, cut, fill_photo, pair_photos, paste, read_photo, region_seed, write_photo
+from photos import cut, fill_photo, pair_photos, paste, read_photo, region_seed, write_photo
 
 CAT = Image.fromarray(chelsea())  # 451x300
 HOLE = np.zeros((300, 451), dtype=bool)
@@ -195,7 +195,7 @@ def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_fills_it(inpain
 
 def test_a_completion_depends_neither_on_the_batch_nor_on_the_others(inpainter):
     photo = read_photo(CAT, mask=MASK)
-    assert len(crop_boxes(photo.hole, SIZE)) == 2
+    assert len(cut(photo, SIZE).squares) == 2
     together, _ = fill_photo(inpainter, photo, seed=5, samples=3, batch_size=64)
     one_by_one, _ = fill_photo(inpainter, photo, seed=5, samples=3, batch_size=1)
     (alone,), _ = fill_photo(inpainter, photo, seed=5)

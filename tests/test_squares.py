@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 import squares
-from squares import Square, crop, crop_boxes, fit_rim, inside, regions, shrink
+from squares import Square, crop, fit_rim, inside, regions, shrink
 
 SIZE = 8
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -56,7 +56,6 @@ def extent(owner: np.ndarray, number: int) -> tuple[int, int, int, int]:
 def test_every_hole_pixel_is_of_one_region_and_every_region_inside_its_square(hole, size, context):
     found, owner = regions(hole, size, context)
     assert np.array_equal(owner > 0, hole) and set(np.unique(owner)) - {0} == set(range(1, len(found) + 1))
-    assert crop_boxes(hole, size, context) == found
     for number, square in enumerate(found, start=1):
         top, left, bottom, right = extent(owner, number)
         assert square.left <= left and square.top <= top
@@ -90,20 +89,20 @@ def test_touching_pixels_are_of_one_region(hole):
 def test_regions_far_apart_have_squares_of_their_own_with_context_around():
     hole = boxed((100, 200), (10, 10, 20, 30), (80, 150, 90, 160))
     assert regions(hole, SIZE)[0] == [Square(0, 0, 40), Square(145, 75, 20)]
-    assert crop_boxes(hole, SIZE, context=1.5) == [Square(5, 0, 30), Square(147, 77, 15)]
-    assert crop_boxes(hole, 64) == [Square(0, 0, 64), Square(123, 36, 64)]
+    assert regions(hole, SIZE, context=1.5)[0] == [Square(5, 0, 30), Square(147, 77, 15)]
+    assert regions(hole, 64)[0] == [Square(0, 0, 64), Square(123, 36, 64)]
 
 
 def test_close_regions_and_those_that_one_square_covers_are_one():
     letters = boxed((100, 200), *((40, x, 50, x + 6) for x in range(20, 120, 10)))
-    found = crop_boxes(letters, 64)
+    found = regions(letters, 64)[0]
     assert len(found) == 3 and max(square.side for square in found) <= 64 * squares.SLACK
     pair = boxed((100, 200), (40, 40, 60, 60), (42, 62, 60, 64))
-    assert len(crop_boxes(pair, SIZE)) == 1
+    assert len(regions(pair, SIZE)[0]) == 1
     apart = boxed((100, 200), (40, 40, 60, 60), (42, 90, 60, 110))
-    assert len(crop_boxes(apart, SIZE)) == 2
+    assert len(regions(apart, SIZE)[0]) == 2
     small = boxed((64, 64), (0, 0, 5, 5), (60, 60, 64, 64))
-    assert crop_boxes(small, 64) == [Square(0, 0, 64)]  # a picture of the model's own size
+    assert regions(small, 64)[0] == [Square(0, 0, 64)]  # a picture of the model's own size
 
 
 def test_specks_without_number_are_put_together(monkeypatch):

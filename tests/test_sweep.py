@@ -208,7 +208,7 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
 
 def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
     row = Row(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
-    with pytest.raises(ValueError, match=r"row x: config: .* sweet_spot = 9 must be at most total_iter = 4"):
+    with pytest.raises(ValueError, match=r"row x: sweet_spot = 9 must be at most total_iter = 4"):
         rows.decoding_of(row, inpainter)
 
 
@@ -315,7 +315,7 @@ def test_the_first_n_images_keep_their_holes(config):
         (["--rows", "mine"], "--rows mine: expected some of grey, Telea, floor, ours, argmax"),
         (["--n", "7"], "data.n 7: expected 2 to 6, the images in"),
         (["--n", "1"], "data.n 1: expected 2 to 6"),
-        (["--data.generated", "[blob]"], "data.generated: Value error, unknown family blob, expected some of walk"),
+        (["--data.generated", "[blob]"], "data.generated: unknown family blob, expected some of walk"),
         (["--data.generated", "[]", "--data.masks", "{}"], "no holes: expected masks or generated families"),
         (["--data.masks", "{whole: x}"], "masks whole: taken"),
         (["--data.masks", "{box: x}"], "masks box: taken"),
