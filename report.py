@@ -166,6 +166,7 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
     """results.md and plots in `out`; `about` says what the figures depend on."""
     families = by_family([line for line in lines if line.family != WHOLE])
     filled = [line for family in families.values() for line in family]
+    about = about | {"decoding seeds": decoding_seeds(lines)}
     parts = [f"# {out.name}", "\n".join(f"- {key}: {value}" for key, value in about.items()), NOTE]
     if filled:
         parts += ["## FD-VGG16", table(filled, [(family, "fd_vgg16", own) for family, own in families.items()])]
@@ -179,6 +180,17 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
     replace_file(out / "results.md", lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
     if filled:
         draw(out, families)
+
+
+def decoding_seeds(lines: list[Line]) -> str:
+    """The seeds of each row that has some, by family where these differ."""
+    told = []
+    for row in dict.fromkeys(line.row for line in lines if line.seed is not None):
+        families = by_family([line for line in lines if line.row == row])
+        seeds = {family: ", ".join(str(line.seed) for line in own) for family, own in families.items()}
+        by_each = ", ".join(f"{family} {own}" for family, own in seeds.items())
+        told.append(f"{row}: {by_each if len(set(seeds.values())) > 1 else seeds.popitem()[1]}")
+    return "; ".join(told)
 
 
 def _of_family(family: str, own: list[Line]) -> list[str]:

@@ -3,8 +3,9 @@
     python sweep.py --config configs/sweeps/main.yml
     python sweep.py --config configs/sweeps/main.yml --n 32 --rows "OpenCV Telea" ours --data.generated "[box]"
 
-Writes rows.csv (all figures, a line for each), results.md and plots into --out. What is in rows.csv already, of the
-same images, holes, weights and settings, is not computed again: start a sweep that was stopped once more.
+Writes rows.csv (all figures, a line for each), results.md, plots and the rows' pictures of a cat into --out. What is
+in rows.csv already, of the same images, holes, weights and settings, is not computed again: start a sweep that was
+stopped once more.
 Figures: FD-VGG16 (not the FID), KID, LPIPS (AlexNet), and PSNR, SSIM, L1 in the hole; see judge.py.
 """
 
@@ -26,7 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import ROOT, add_flag, load_config, parse_overrides
-from data import list_images, read_holes, read_truth
+from data import list_images, read_holes, read_truth, write_image
+from drawing import Row as Strip
+from drawing import contact_sheet
+from inputs import chelsea
 from judge import Judge, digest
 from masks import FAMILIES, make_holes
 from metrics import code_usage
@@ -173,14 +177,17 @@ class Sweep:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def run(sweep: Sweep, out: Path, command: str) -> list[Line]:
-    """Measures what rows.csv in `out` lacks, writing it after every entry and the report after every family."""
+def run(sweep: Sweep, out: Path, command: str, measure: bool = True) -> list[Line]:
+    """Measures what rows.csv in `out` lacks, writing it after every entry and the report after every family.
+
+    With `measure` false it reports what is there, no more.
+    """
     entries, path = sweep.entries(), out / "rows.csv"
     wanted = [(entry.row.name, entry.key) for entry in entries]
     done = {(line.row, line.key) for line in read_lines(path)}
     todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in done]
     log.info(f"{len(entries)} entries of {len(sweep.truth)} images, {len(entries) - len(todo)} of them in {path}")
-    about = describe(sweep, command)
+    todo, about = todo if measure else [], describe(sweep, command)
     for number, entry in enumerate(tqdm(todo, desc="sweep", unit="entry"), start=1):
         line = sweep.measure(entry)
         write_lines(path, [*read_lines(path), line])  # read anew: another process may have written there
@@ -189,6 +196,19 @@ def run(sweep: Sweep, out: Path, command: str) -> list[Line]:
     lines = chosen(read_lines(path), wanted)
     if not todo:
         write_report(out, lines, about)
+    if cats := strips(sweep):
+        write_image(out / "chelsea.png", contact_sheet(cats))
+    return lines
+
+
+def strips(sweep: Sweep) -> list[Strip]:
+    """What each row makes of a crop of scikit-image's cat, a strip for each of the families that is in masks.py."""
+    cat, lines, rows = chelsea(sweep.truth.shape[-1]), [], sweep.config.rows
+    for family in dict.fromkeys(group for group in cat.groups if group in sweep.holes):
+        first = slice(cat.groups.index(family), cat.groups.index(family) + 1)
+        truth, hole = cat.truth[first], cat.hole[first]
+        filled = [fill(row, sweep.networks[row.name], truth, hole, sweep.config.seeds[0], 0).images for row in rows]
+        lines.append(Strip(family, ["truth", *(row.name for row in rows)], torch.cat([truth, *filled])))
     return lines
 
 
@@ -198,7 +218,6 @@ def describe(sweep: Sweep, command: str) -> dict[str, object]:
     return {
         "command": f"`{command}`",
         "images": f"{sweep.config.data.truth}, n = {len(sweep.truth)}",
-        "decoding seeds": ", ".join(map(str, sweep.config.seeds)),
         "machine": ", ".join(f"{key} {value}" for key, value in machine(sweep.device).items() if value),
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         "hashes of the judge (SHA-256)": ", ".join(f"{key} {value}" for key, value in sweep.judge.identity.items()),
@@ -220,6 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
     for key in ("feature_weights", "lpips_weights"):
         flag = f"--{key.replace('_', '-')}"
         add_flag(parser, flag, dest=f"judge.{key}", metavar="FILE", help=f"overrides judge.{key}")
+    parser.add_argument("--report", action="store_true", help="measure nothing, report what rows.csv has")
     add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_flag(parser, "--num-workers", type=int, default=2, help="processes of the classical methods (default: 2)")
     return parser
@@ -238,7 +258,8 @@ def main(argv: list[str] | None = None) -> None:
         read_lines(out / "rows.csv")
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    run(sweep, out, shlex.join(["python", "sweep.py", *(sys.argv[1:] if argv is None else argv)]))
+    command = shlex.join(["python", "sweep.py", *(sys.argv[1:] if argv is None else argv)])
+    run(sweep, out, command, measure=not args.report)
     log.info(f"{out / 'results.md'}   {out / 'rows.csv'}")
 
 

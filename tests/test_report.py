@@ -117,3 +117,9 @@ def test_a_report_of_whole_images_alone_has_no_plots(tmp_path):
     report.write_report(tmp_path, [line(family="whole", kind="floor", psnr=24.5, code_usage=1.0)], {"n": 8})
     text = (tmp_path / "results.md").read_text()
     assert "| a | 24.50 | 1.0 | 1.000 |" in text and [path.name for path in tmp_path.iterdir()] == ["results.md"]
+
+
+def test_decoding_seeds_are_told_by_family_where_they_differ():
+    lines = [line("a", "walk", seed=0), line("a", "walk", seed=1), line("a", "box", seed=0), line("b", "walk", seed=2)]
+    none = [line("Telea", "walk", seed=None)]
+    assert report.decoding_seeds(lines + none) == "a: walk 0, 1, box 0; b: 2"

@@ -30,7 +30,7 @@ ALLOWED = {  # "models" allows every file of the folder
     "report": "judge models.base utils",
     "rows": "classical config decoding inpainter inputs masks models.base models.vqgan utils",
     "squares": "",
-    "sweep": "config data inpainter judge masks metrics models.base report rows utils",
+    "sweep": "config data drawing inputs judge masks metrics models.base report rows utils",
     "tally": "data metrics",
     "training": "config data models.base models.processes utils",
     "training_transformer": "config data inpainter inputs masks models training utils",

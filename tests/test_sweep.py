@@ -237,7 +237,13 @@ def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
     assert both & set(by["box", "Telea", None]) == {name for name in both if not name.startswith("raw_")}
     assert by["box", "ours", 0]["n 20-30"] == N and by["box", "ours", 0] != by["box", "ours", 1]
     assert 0 < by["whole", "floor", None]["code_usage"] <= 1
-    assert sorted(path.name for path in out.iterdir()) == ["fd.png", "hole_size.png", "results.md", "rows.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "chelsea.png",
+        "fd.png",
+        "hole_size.png",
+        "results.md",
+        "rows.csv",
+    ]
     text = (out / "results.md").read_text()
     assert by["box", "floor", None]["leak"] == by["walk", "floor", None]["leak 1"] == 0  # a patch encoder
     titles = (
@@ -247,7 +253,7 @@ def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
         "box: decoder output",
         "Whole images",
     )
-    for part in ("`python sweep.py --config", f"n = {N}", "decoding seeds: 0, 1", "- ours: `{", *titles):
+    for part in ("`python sweep.py --config", f"n = {N}", "decoding seeds: ours: 0, 1", "- ours: `{", *titles):
         assert part in text
     assert "## box by hole size" not in text  # all boxes are of one size
     assert re.search(r"^\| ours \| [\d.]+ ± [\d.]+ \| ", text, flags=re.MULTILINE)
@@ -385,3 +391,22 @@ def test_a_conv_encoder_sees_the_pre_filled_hole():
     known = ~inpainter.hide(hole)
     grey, painted = (inpainter.encode(truth(), hole, pre_fill) for pre_fill in (False, True))
     assert known.shape == (N, GRID**2) and (grey != painted)[known].any()
+
+
+def test_report_measures_nothing(run, monkeypatch):
+    out = run("--seeds", 0)
+    (out / "results.md").unlink()
+    monkeypatch.setattr(sweep.Sweep, "measure", lambda *_: pytest.fail("measured"))
+    run("--report")  # seed 1 is not there
+    assert "decoding seeds: ours: 0\n" in (out / "results.md").read_text()
+
+
+def test_the_picture_shows_every_row_on_every_family(config):
+    both = sweep.Sweep(load_config(config, {"rows": ROWS[:2]}, sweep.SweepConfig), "cpu", 0)
+    strips = sweep.strips(both)
+    assert [strip.label for strip in strips] == ["walk", "box"]
+    for strip in strips:
+        truth, grey, telea = strip.pictures
+        assert strip.captions == ["truth", "grey", "Telea"] and (grey == GREY).any() and not (telea == GREY).all()
+        known = (grey != GREY).any(dim=0, keepdim=True).expand_as(truth)
+        assert torch.equal(telea[known], truth[known]) and torch.equal(grey[known], truth[known])
