@@ -16,7 +16,7 @@ import pydantic
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 
@@ -102,7 +102,8 @@ def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype =
         for name, tensor in module.state_dict().items()
     }
     metadata = {"kind": type(module).__name__, "config": config.model_dump_json(), **notes}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    content = save(tensors, metadata)  # save_file would let nobody but the owner read it
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -232,6 +232,13 @@ def test_float16_is_the_default_and_saving_leaves_the_module_alone(tmp_path):
     assert torch.equal(net.linear.weight, before) and net.linear.weight.requires_grad
 
 
+def test_weights_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "other").write_text("")
+    save_weights(tmp_path / "net.safetensors", make(), make().config)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_tensor_that_is_not_contiguous_is_saved(tmp_path):
     net = make()
     net.linear.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2).T)
