@@ -66,7 +66,7 @@ def test_reference_is_the_recipe_of_the_report():
 
 @pytest.mark.parametrize("name", ["cats64_reference", "cats64_public"])
 def test_the_rivals_have_the_data_tokens_and_size_of_cats64(name):
-    ours, rival = (load_config(path.parent / f"{stem}.yml") for path in SHIPPED[:1] for stem in ("cats64", name))
+    ours, rival = (load_config(CONFIGS / f"{stem}.yml") for stem in ("cats64", name))
     assert rival.data == ours.data and rival.vqgan == ours.vqgan
     size = {key: getattr(ours.transformer, key) for key in ("codes", "tokens", "width", "depth", "heads", "mlp_width")}
     assert size.items() <= rival.transformer.model_dump().items()
