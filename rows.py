@@ -51,7 +51,7 @@ class Row(Settings):
     def open(self, device: str) -> Codec | None:
         """Its networks, an `Inpainter` where it decodes. Raises FileNotFoundError or ValueError naming the file."""
         if self.kind == "inpainting":
-            return Inpainter.from_pretrained(self.checkpoint, device, vqgan=self.vqgan or None)
+            return Inpainter.from_pretrained(self.checkpoint, device, vqgan=self.files[0])
         return Codec(VQGAN.load(self.files[0]), device) if self.kind == "floor" else None
 
     @pydantic.field_validator("decoding")
@@ -62,9 +62,8 @@ class Row(Settings):
 
     @pydantic.model_validator(mode="after")
     def _takes(self):
-        needless = (
-            self.model_fields_set - {"name", "kind"} - ({"checkpoint", "vqgan"} if self.kind == "floor" else set())
-        )
+        taken = {"name", "kind"} | ({"checkpoint", "vqgan"} if self.kind == "floor" else set())
+        needless = self.model_fields_set - taken
         if self.kind != "inpainting" and needless:
             raise ValueError(f"row {self.name}: kind {self.kind} takes no {', '.join(sorted(needless))}")
         return self
@@ -120,16 +119,14 @@ def fill(row: Row, networks: Codec | None, truth: Tensor, hole: Tensor, seed: in
     return Result(composite(raw, truth, hole), raw)
 
 
-def leak(codec: Codec, truth: Tensor, hole: Tensor) -> dict[str, float]:
+def leak(codec: Codec, tokens: Tensor, truth: Tensor, hole: Tensor) -> dict[str, float]:
     """How far the encoder carries what is in the hole: the share of known tokens that change when it is painted grey.
 
-    `leak` of all tokens with no missing pixel, `leak R` of those R tokens from the nearest with one, up to RINGS.
+    `tokens` (N, n) on the CPU are those of the whole images. `leak` of all tokens with no missing pixel, `leak R` of
+    those R tokens from the nearest with one, up to RINGS.
     """
-    changed = []
-    for _, (whole, missing) in _batches(codec, truth, hole):
-        nothing = torch.zeros_like(missing)
-        changed.append((codec.encode(whole, nothing) != codec.encode(whole, missing)).cpu())
-    changed, reached = torch.cat(changed), [codec.hide(hole, margin).cpu() for margin in range(RINGS + 1)]
+    grey = torch.cat([codec.encode(*batch) for _, batch in _batches(codec, truth, hole)]).cpu()
+    changed, reached = grey != tokens, [codec.hide(hole, margin).cpu() for margin in range(RINGS + 1)]
     places = {"leak": ~reached[0]}
     places |= {f"leak {ring}": reached[ring] & ~reached[ring - 1] for ring in range(1, RINGS + 1)}
     return {name: float(changed[place].float().mean()) for name, place in places.items() if place.any()}

@@ -170,7 +170,7 @@ class Sweep:
             means = self.judge(filled.raw, hole).means()
             figures |= {f"raw_{name}": value for name, value in means.items() if name not in SAME}
             if row.kind == "floor":
-                figures |= leak(networks, self.truth, hole)
+                figures |= leak(networks, filled.tokens, self.truth, hole)
         return Line(row.name, entry.family, entry.seed, len(hole), entry.key, figures, entry.settings)
 
 
@@ -187,7 +187,9 @@ def run(sweep: Sweep, out: Path, command: str, measure: bool = True) -> list[Lin
     done = {(line.row, line.key) for line in read_lines(path)}
     todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in done]
     log.info(f"{len(entries)} entries of {len(sweep.truth)} images, {len(entries) - len(todo)} of them in {path}")
-    todo, about = todo if measure else [], describe(sweep, command)
+    about = describe(sweep, command)
+    if not measure:
+        todo = []
     for number, entry in enumerate(tqdm(todo, desc="sweep", unit="entry"), start=1):
         line = sweep.measure(entry)
         write_lines(path, [*read_lines(path), line])  # read anew: another process may have written there

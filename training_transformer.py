@@ -119,9 +119,8 @@ class Stage2:
 
     def _mean_loss(self, model: nn.Module, hidden: Tensor, counted: Tensor) -> float:
         pieces = list(zip(*(x.split(64) for x in (self.val, hidden, counted)), strict=True))
-        return sum(float(self.cross_entropy(model, *piece)) * int(piece[2].sum()) for piece in pieces) / int(
-            counted.sum()
-        )
+        sums = [float(self.cross_entropy(model, *piece)) * int(piece[2].sum()) for piece in pieces]
+        return sum(sums) / int(counted.sum())
 
     def _preview(self, model: nn.Module) -> Tensor:
         """Some validation images; below, for some families, their holes and how they are filled.

@@ -199,7 +199,7 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
         codec = Codec(vqgan(encoder), "cpu")
         changed = codec.vqgan.encode(to_float(whole)) != codec.vqgan.encode(to_float(grey))
         column = changed.view(N, GRID, GRID).float().mean(dim=(0, 1)).tolist()
-        found = rows.leak(codec, images, hole)
+        found = rows.leak(codec, codec.encode(images, torch.zeros_like(hole)), images, hole)
         assert found["leak"] == pytest.approx(sum(column[1:]) / (GRID - 1))
         assert [found[f"leak {ring}"] for ring in range(1, GRID)] == pytest.approx(column[1:])
         assert set(found) == {"leak", *(f"leak {ring}" for ring in range(1, GRID))}
