@@ -98,22 +98,24 @@ def chosen(lines: list[Line], wanted: list[tuple[str, str]]) -> list[Line]:
 
 class Spread(NamedTuple):
     mean: float
-    sd: float
+    sd: float | None  # None: unknown, of one seed alone
     n: int
 
 
 def spread(lines: list[Line], figure: str) -> Spread | None:
-    """Mean and sample standard deviation (0 of one value) of a figure; None where no line has it."""
-    values = [line.figures[figure] for line in lines if figure in line.figures]
+    """Mean and sample standard deviation (0 where no seed is needed) of a figure; None where no line has it."""
+    values = {line.seed: line.figures[figure] for line in lines if figure in line.figures}
     if not values:
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+    sd = statistics.stdev(values.values()) if len(values) > 1 else 0.0 if None in values else None
+    return Spread(statistics.fmean(values.values()), sd, len(values))
 
 
 def cells(column: dict[str, Spread | None], figure: Figure, methods: set[str]) -> dict[str, str]:
     """The texts of a column by row: the best of `methods` bold, and ≈ where the best is no better.
 
-    That is a difference of less than 2 sd, sd^2 the mean of the variances of both rows over their seeds.
+    That is a difference of less than 2 sd, sd^2 the mean of the variances of both rows over their seeds, as far as they
+    are known.
     """
     texts = {row: _text(value, figure.digits) for row, value in column.items()}
     rivals = {row: value for row, value in column.items() if value is not None and row in methods}
@@ -121,7 +123,8 @@ def cells(column: dict[str, Spread | None], figure: Figure, methods: set[str]) -
         return texts
     best = max(rivals, key=lambda row: figure.better * rivals[row].mean)
     for row, value in rivals.items():
-        pooled = math.sqrt((value.sd**2 + rivals[best].sd ** 2) / 2)
+        known = [sd**2 for sd in (value.sd, rivals[best].sd) if sd is not None]
+        pooled = math.sqrt(statistics.fmean(known)) if known else 0.0
         if row == best:
             texts[row] = f"**{texts[row]}**"
         elif abs(value.mean - rivals[best].mean) < 2 * pooled:
@@ -225,7 +228,8 @@ NOTE = (
     "truths than other true images are. PSNR, SSIM and L1 are taken in the hole, where PSNR and L1 of the decoder's "
     "output are those of the composited picture. ± is the sample standard deviation over decoding seeds. Bold: the "
     "best of a column, masked input and true tokens aside; ≈: less than 2 standard deviations (root mean square of "
-    "both rows') behind the best, which counts as no difference."
+    "both rows'; the other's for a row of one seed) behind the best, which counts as no difference. Between two rows of "
+    "one seed nothing is marked: how far seeds differ is not known."
 )
 
 
@@ -281,7 +285,7 @@ def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, d
             for row, style in styles.items():
                 values = [spread([line for line in own if line.row == row], f"{name} {size}") for size in sizes]
                 if all(values):
-                    panel.errorbar(sizes, [value.mean for value in values], [value.sd for value in values],
+                    panel.errorbar(sizes, [value.mean for value in values], [value.sd or 0.0 for value in values],
                                    **style, label=row, marker="o", capsize=3)  # fmt: skip
             panel.set(title=family, ylabel=FIGURES[name].label, xlabel="missing pixels, %")
             panel.grid(alpha=0.3)
@@ -316,7 +320,7 @@ def _draw_total_iter(canvas, series: dict[str, dict[str, dict[int, Spread]]], pa
     panels = figure.subplots(1, len(series), squeeze=False)[0]
     for panel, (family, curves) in zip(panels, series.items(), strict=True):
         for name, curve in curves.items():
-            means, sds = zip(*((value.mean, value.sd) for value in curve.values()), strict=True)
+            means, sds = zip(*((value.mean, value.sd or 0.0) for value in curve.values()), strict=True)
             panel.errorbar(list(curve), means, sds, marker="o", capsize=3, label=f"{name}, ...")
         steps = sorted({t for curve in curves.values() for t in curve})
         panel.set(title=family, xscale="log", xlabel="T", ylabel="FD-VGG16", xticks=steps, xticklabels=steps)

@@ -40,7 +40,8 @@ def test_chosen_lines_are_in_the_order_asked_for():
 def test_spread_is_the_mean_and_the_sample_deviation():
     lines = [line(seed=seed, fd_vgg16=value) for seed, value in enumerate((1.0, 3.0))]
     assert report.spread(lines, "fd_vgg16") == Spread(2.0, pytest.approx(2**0.5), 2)
-    assert report.spread(lines[:1], "fd_vgg16") == Spread(1.0, 0.0, 1) and report.spread(lines, "kid") is None
+    assert report.spread(lines[:1], "fd_vgg16") == Spread(1.0, None, 1) and report.spread(lines, "kid") is None
+    assert report.spread([line(seed=None, fd_vgg16=1.0)], "fd_vgg16") == Spread(1.0, 0.0, 1)
 
 
 def test_the_best_is_bold_and_what_is_within_two_deviations_counts_as_equal():
@@ -48,7 +49,8 @@ def test_the_best_is_bold_and_what_is_within_two_deviations_counts_as_equal():
         "best": Spread(10.0, 0.3, 5),
         "near": Spread(10.9, 0.6, 5),  # pooled .474: less than 2 away
         "far": Spread(11.0, 0.6, 5),  # 2.1 away
-        "once": Spread(10.4, 0.0, 1),  # pooled .212
+        "once": Spread(10.5, None, 1),  # .3 as the best: less than 2 away
+        "seedless": Spread(10.5, 0.0, 1),  # pooled .212: 2.4 away
         "grey": Spread(9.0, 0.0, 1),
         "none": None,
     }
@@ -56,7 +58,8 @@ def test_the_best_is_bold_and_what_is_within_two_deviations_counts_as_equal():
         "best": "**10.0 ± 0.3**",
         "near": "≈ 10.9 ± 0.6",
         "far": "11.0 ± 0.6",
-        "once": "≈ 10.4",
+        "once": "≈ 10.5",
+        "seedless": "10.5",
         "grey": "9.0",
         "none": "",
     }
