@@ -186,14 +186,14 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
 
 
 def decoding_seeds(lines: list[Line]) -> str:
-    """The seeds of each row that has some, by family where these differ."""
+    """The seeds of each row that needs some, by family where these differ."""
     told = []
     for row in dict.fromkeys(line.row for line in lines if line.seed is not None):
         families = by_family([line for line in lines if line.row == row])
         seeds = {family: ", ".join(str(line.seed) for line in own) for family, own in families.items()}
         by_each = ", ".join(f"{family} {own}" for family, own in seeds.items())
         told.append(f"{row}: {by_each if len(set(seeds.values())) > 1 else seeds.popitem()[1]}")
-    return "; ".join(told)
+    return "; ".join(told) or "none needed"
 
 
 def _of_family(family: str, own: list[Line]) -> list[str]:
