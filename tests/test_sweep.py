@@ -377,7 +377,7 @@ def test_every_shipped_sweep_loads_and_opens_with_a_comment_on_itself(path):
 def test_the_main_sweep_has_every_row_of_the_protocol():
     config = load_config(ROOT / "configs" / "sweeps" / "main.yml", root=sweep.SweepConfig)
     kinds = [row.kind for row in config.rows]
-    assert {"masked", "telea", "navier_stokes", "biharmonic", "floor"} <= set(kinds) and kinds.count("inpainting") == 7
+    assert {"masked", "telea", "navier_stokes", "biharmonic", "floor"} <= set(kinds) and kinds.count("inpainting") == 8
     assert config.seeds == (0, 1, 2, 3, 4) and config.data.hole_seed == 1 and config.data.n == 0
     assert {*config.data.masks, *config.data.generated} == {"walk", "thick", "box", "half"}
     assert any(row.decoding == {"total_iter": 1} for row in config.rows)
