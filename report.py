@@ -228,8 +228,8 @@ NOTE = (
     "truths than other true images are. PSNR, SSIM and L1 are taken in the hole, where PSNR and L1 of the decoder's "
     "output are those of the composited picture. ± is the sample standard deviation over decoding seeds. Bold: the "
     "best of a column, masked input and true tokens aside; ≈: less than 2 standard deviations (root mean square of "
-    "both rows'; the other's for a row of one seed) behind the best, which counts as no difference. Between two rows of "
-    "one seed nothing is marked: how far seeds differ is not known."
+    "both rows'; the other's for a row of one seed) behind the best, which counts as no difference. Between two rows "
+    "of one seed nothing is marked: how far seeds differ is not known."
 )
 
 
