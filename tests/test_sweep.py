@@ -368,9 +368,10 @@ def test_every_shipped_sweep_loads_and_opens_with_a_comment_on_itself(path):
     assert f"python sweep.py --config configs/sweeps/{path.name}" in path.read_text()
     for row in config.rows:
         if row.files:
-            name = Path(row.checkpoint).name
-            assert (ROOT / row.checkpoint).is_dir() or (ROOT / "configs" / f"{name}.yml").is_file()
-            shipped = load_config(ROOT / "configs" / f"{name}.yml").decoding
+            told = re.search(rf"--config (\S+) .*--out {row.checkpoint}$", path.read_text(), flags=re.MULTILINE)
+            trained_by = ROOT / (told[1] if told else f"configs/{Path(row.checkpoint).name}.yml")
+            assert told or (ROOT / row.checkpoint).is_dir() or trained_by.is_file()
+            shipped = load_config(trained_by).decoding
             assert isinstance(shipped.changed(**row.decoding), DecodingConfig)
 
 
