@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
 from config import ROOT, Config, add_flag, load_config
-from data import to_float
+from data import Maps, to_float
 from inpainter import Inpainter
 from inpainting import build_parser, run
 from inputs import GREY, Inputs, chelsea
@@ -222,7 +222,7 @@ def random_images(count: int, size: int) -> Tensor:
 
 def ours_stage_1(config: Config, settings: Settings, batch: int) -> Callable:
     config, images = training_config(config, settings, batch), random_images(batch, config.vqgan.image_size)
-    stage = Stage1(config, torch.device(settings.device), images, images)
+    stage = Stage1(config, torch.device(settings.device), Maps.of(images), images)
     return lambda: stage.update(0, stage.fetch(0, torch.arange(batch)))
 
 
@@ -230,7 +230,7 @@ def reference_stage_1(config: Config, settings: Settings, batch: int) -> Callabl
     """Float32, contiguous, plain Adam; the same losses."""
     config, images = training_config(config, settings, batch), random_images(batch, config.vqgan.image_size)
     device = torch.device(settings.device)
-    stage = Stage1(config, device, images, images)  # for its losses
+    stage = Stage1(config, device, Maps.of(images), images)  # for its losses
     model = VQGAN(config.vqgan).to(device)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], foreach=False)
 
@@ -249,9 +249,10 @@ def ours_stage_2(config: Config, settings: Settings, batch: int, rows: int | Non
     """Steps on cached tokens of `rows` images (default: one batch)."""
     config, rows = training_config(config, settings, batch), rows or batch
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.transformer.codes, (1, rows, config.transformer.tokens), generator=generator)
-    val, images = tokens[0, :1].short(), random_images(1, config.vqgan.image_size)
-    stage = Stage2(config, torch.device(settings.device), networks(config)[0], tokens.short(), val, images)
+    shape = (rows * (1 + config.data.flip), 1, config.vqgan.grid, config.vqgan.grid)
+    tokens = torch.randint(config.transformer.codes, shape, generator=generator).short()
+    val, images = tokens[0].flatten(1), random_images(1, config.vqgan.image_size)
+    stage = Stage2(config, torch.device(settings.device), networks(config)[0], Maps.of(tokens), val, images)
     return lambda: stage.update(0, stage.fetch(0, torch.randint(rows, (batch,), generator=generator)))
 
 

@@ -23,10 +23,15 @@ Milestones = Annotated[tuple[float, ...], Field(strict=False)]
 
 
 class DataConfig(Settings):
-    """Folders of images (PNG, JPEG, WebP, BMP; any size, centre-cropped and resized to vqgan.image_size)."""
+    """Folders of images (PNG, JPEG, WebP, BMP; any size)."""
 
     train: str = Field(description="folder of training images")
     val: str = Field(description="folder of validation images")
+    windows: Literal["centre", "random"] = Field(
+        "centre",
+        description="what is taken of a larger picture: its centre square, resized to vqgan.image_size, or at every "
+        "step a random window of that size at the picture's own scale",
+    )
     flip: bool = Field(True, description="train on mirrored images too")
     workers: int = Field(4, ge=0, description="threads that decode images")
     memory_mb: int = Field(2048, ge=0, description="images or tokens that need more are kept in files in OUT/cache")

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageFolder, list_images, read_truth, to_float
+from data import ImageDataset, list_images, read_truth, to_float
 from metrics import FEATURES, Moments, WeightsError, feature_network, frechet_distance
 
 FEW_IMAGES = 2048
@@ -43,7 +43,7 @@ def read_results(folder, workers: int = 4) -> Tensor:
             raise ValueError(f"{path}: cannot be read as an image ({error})") from error
         if kind in ("JPEG", "MPO"):
             raise ValueError(f"{path}: is a JPEG, so the score would measure the compression; write results as PNG")
-    return ImageFolder(paths, workers=workers).images
+    return ImageDataset(paths, workers=workers).images
 
 
 def check_comparable(results: Tensor, truth: Tensor, predicted: Path, gtcsv: Path) -> None:

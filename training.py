@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
-from data import ImageFolder, Store
+from data import ImageDataset, Store
 from models.base import load_tensors, read_weights, replace_file, save_weights
 from models.processes import mean, rank, world
 from utils import first_on_machine, log, mix, profile
@@ -62,12 +62,13 @@ def open_store(folder: Path, data: DataConfig) -> Store:
     return Store(folder / "cache", data.memory_mb * 2**20 if world() == 1 else -1)
 
 
-def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageFolder, ImageFolder]:
+def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation images. Raises ValueError naming what cannot be read."""
+    val_windows = "fixed" if data.windows == "random" else data.windows
     with first_on_machine():
         train, val = (
-            ImageFolder(path, size, data.workers, store, name)
-            for name, path in (("train", data.train), ("val", data.val))
+            ImageDataset(path, size, data.workers, store, name, windows)
+            for name, path, windows in (("train", data.train, data.windows), ("val", data.val, val_windows))
         )
     return train, val
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, parse_training, training_parser
-from data import ImageFolder, Store, to_float
+from data import ImageDataset, Maps, Store, to_float
 from inpainter import Inpainter
 from inputs import GREY
 from masks import FAMILIES, HidingPolicy, make_holes, to_hidden
@@ -30,34 +30,56 @@ PREVIEWS, PREVIEWED = 8, ("walk", "thick", "box", "half")  # images, and the fam
 
 
 @torch.no_grad()
-def encode(vqgan: VQGAN, images: Tensor, device: torch.device, views: int = 1) -> Iterator[np.ndarray]:
-    """uint8 images (N, 3, H, W) -> their tokens (N, n) int32, then (2 views) those of the mirrored images, in batches.
+def encode(vqgan: VQGAN, pictures: Maps, device: torch.device, views: int = 1) -> Iterator[np.ndarray]:
+    """uint8 pictures (3, H_i, W_i) -> their token maps end to end, then (2 views) those of the mirrored pictures.
 
-    In float32: what inference will see.
+    What is left of a side over a multiple of the token's is cut off. In float32: what inference will see.
     """
+    factor = vqgan.config.factor
     for view in range(views):
-        for batch in tqdm(images.split(64), desc="tokens", unit="batch", mininterval=1.0, disable=rank() > 0):
-            batch = to_float(batch.to(device))
-            yield vqgan.encode(batch.flip(-1) if view else batch).int().cpu().numpy()
+        starts = range(0, len(pictures), 64)
+        for start in tqdm(starts, desc="tokens", unit="batch", mininterval=1.0, disable=rank() > 0):
+            maps = [pictures[i] for i in range(start, min(start + 64, len(pictures)))]
+            maps = [x[:, : x.shape[1] // factor * factor, : x.shape[2] // factor * factor] for x in maps]
+            tokens = {}
+            for shape in {x.shape for x in maps}:
+                alike = [i for i, x in enumerate(maps) if x.shape == shape]
+                batch = to_float(torch.stack([maps[i] for i in alike]).to(device))
+                found = vqgan.encode(batch.flip(-1) if view else batch).int().cpu().numpy()
+                tokens |= dict(zip(alike, found, strict=True))
+            yield np.concatenate([tokens[i] for i in range(len(maps))])
 
 
-def load_tokens(vqgan: VQGAN, folder: ImageFolder, key: str, device: torch.device, views: int, store: Store) -> Tensor:
-    """Tokens (views, N, n) of the images in `folder`, int16 where the codes fit; `key` names the VQGAN's weights."""
-    key = hashlib.sha256(f"{folder.key} {key} {views}".encode()).hexdigest()
+def load_tokens(vqgan: VQGAN, images: ImageDataset, key: str, device: torch.device, views: int, store: Store) -> Maps:
+    """Token maps (1, h_i, w_i) of the pictures in `images`, then of the mirrored ones where `views` is 2; int16 where
+    the codes fit. `key` names the VQGAN's weights.
+
+    Raises ValueError for whole pictures and an encoder whose tokens depend on more than their patch.
+    """
+    if images.windows == "random" and vqgan.config.encoder.kind != "patch":
+        raise ValueError("data.windows: random needs vqgan.encoder.kind: patch in stage 2, which cuts windows out of "
+                         "the token map of a whole picture")  # fmt: skip
+    key = hashlib.sha256(f"{images.key} {key} {views}".encode()).hexdigest()
     dtype = np.int16 if vqgan.config.codebook.codes <= 2**15 else np.int32
-    shape = (views * len(folder), vqgan.config.grid**2)
+    sizes = (images.maps.sizes // vqgan.config.factor).repeat(views, 1)
+    shape = (int(sizes.prod(dim=1).sum()),)
     with first_on_machine():
-        tokens = store.keep(f"{folder.name}_tokens", key, shape, encode(vqgan, folder.images, device, views), dtype)
-    return tokens.view(views, len(folder), -1)
+        chunks = encode(vqgan, images.maps, device, views)
+        return Maps(store.keep(f"{images.name}_tokens", key, shape, chunks, dtype), sizes, channels=1)
 
 
 class Stage2:
-    """Loss and validation of a transformer on cached tokens (views, N, n): view 0 as they are, view 1 mirrored."""
+    """Loss and validation of a transformer on cached token maps.
 
-    def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Tensor, val: Tensor, images: Tensor):
+    `train` has those of the mirrored pictures behind the others; `val` (N, n) are the tokens that are validated on,
+    `images` (m, 3, H, W) uint8 the pictures of the first of them.
+    """
+
+    def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Maps, val: Tensor, images: Tensor):
         self.settings, self.device, self.vqgan, self.train = config.transformer_training, device, vqgan, train
         self.val, self.images = val[: self.settings.validate_on or None], images[:PREVIEWS]
         settings, size, side, self.decoding = self.settings, vqgan.config.image_size, vqgan.config.grid, config.decoding
+        self.side, self.views = side, 1 + config.data.flip
         self.model = Transformer(config.transformer).to(device)
         if settings.init:
             start_from(self.model, settings.init)
@@ -91,11 +113,13 @@ class Stage2:
         """
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
         hidden = self.hide(len(indices), generator)
-        views = torch.randint(len(self.train), indices.shape, generator=generator)
+        mirrored = torch.randint(self.views, indices.shape, generator=generator)
+        windows = self.train.draw(indices + mirrored * (len(self.train) // self.views), self.side, generator)
         count, pieces = self.counted(hidden).sum(), []
-        for rows, view, mine in zip(*(cut(x, self.settings.accumulate) for x in (indices, views, hidden)), strict=True):
+        for rows, mine in zip(*(cut(x, self.settings.accumulate) for x in (windows, hidden)), strict=True):
             share = float(self.counted(mine).sum() / count) * world()
-            pieces.append((staged(self.train[view, rows], self.device), staged(mine, self.device), share))
+            tokens = self.train.read(rows, self.side).flatten(1)
+            pieces.append((staged(tokens, self.device), staged(mine, self.device), share))
         return pieces
 
     def update(self, step: int, pieces: list[tuple[Tensor, Tensor, float]]) -> dict[str, Tensor]:
@@ -174,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         train, val = load_images(config.data, vqgan.config.image_size, store)
         key = vqgan.tokens_key()
         tokens = load_tokens(vqgan, train, key, device, 1 + config.data.flip, store)
-        (val_tokens,) = load_tokens(vqgan, val, key, device, 1, store)
+        val_tokens = load_tokens(vqgan, val, key, device, 1, store).stack().flatten(1)
         torch.manual_seed(config.transformer_training.seed)
         stage = Stage2(config, device, vqgan, tokens, val_tokens, val.images)
         notes = {"decoding": config.decoding.model_dump_json(), "vqgan": key}

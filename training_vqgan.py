@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from classical import paint
 from config import Config, parse_training, training_parser
-from data import to_float, to_uint8
+from data import Maps, to_float, to_uint8
 from decoding import fill
 from masks import HoleMixture, composite, make_holes, to_hidden
 from metrics import code_usage, hole_psnr, psnr
@@ -57,7 +57,7 @@ class Stage1:
     known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the composite.
     """
 
-    def __init__(self, config: Config, device: torch.device, train: Tensor, val: Tensor):
+    def __init__(self, config: Config, device: torch.device, train: Maps, val: Tensor):
         self.settings, self.flip, self.device = config.vqgan_training, config.data.flip, device
         self.train = train
         self.layout = memory_format(device, self.settings.precision)
@@ -124,6 +124,8 @@ class Stage1:
     def fetch(self, step: int, indices: Tensor) -> list[Piece]:
         """The pieces of a step's batch: this process's share of the images `indices`, half of them mirrored."""
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
+        size = self.model.config.image_size
+        windows = self.train.draw(indices, size, generator)
         mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
         count = self.settings.accumulate
         holes, swaps, seeds = ([None] * count for _ in range(3))
@@ -140,9 +142,9 @@ class Stage1:
             seeds = cut(drawn.masked_fill(~guessed, -1), count)
         pieces = []
         for rows, flips, hole, *rest in zip(
-            cut(indices, count), cut(mirrored, count), holes, swaps, seeds, strict=True
+            cut(windows, count), cut(mirrored, count), holes, swaps, seeds, strict=True
         ):
-            images = self.train[rows]
+            images = self.train.read(rows, size)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
             painted = None if hole is None else paint(images, hole, self.decoding.pre_fill)
             parts = (images, hole, painted, *rest)
@@ -249,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         device = join_processes(args.device)
         folders = load_images(config.data, config.vqgan.image_size, open_store(folder, config.data))
-        train, val = (images.images for images in folders)
+        train, val = folders[0].maps, folders[1].images
         torch.manual_seed(config.vqgan_training.seed)
         stage = Stage1(config, device, train, val)
         run = Run("vqgan", folder, config.vqgan_training, len(train), stage.model, stage.optimizers, stage.modules)

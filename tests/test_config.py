@@ -143,7 +143,10 @@ def test_explain_tells_of_any_settings_class():
     with pytest.raises(ValidationError) as error:
         Config.model_fields["data"].annotation.model_validate({"train": "a", "vall": "b"})
     lines = explain(error.value, Config.model_fields["data"].annotation)
-    assert lines == ["val: Field required", "vall: unknown key, known are: train, val, flip, workers, memory_mb"]
+    assert lines == [
+        "val: Field required",
+        "vall: unknown key, known are: train, val, windows, flip, workers, memory_mb",
+    ]
 
 
 def test_a_missing_file_a_broken_file_and_a_list_are_named(tmp_path):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from training_runs import TRAIN, VAL, differences, events, gradients, refusal, step, train
+from conftest import colourful
+from PIL import Image
+from training_runs import TRAIN, VAL, checkpoint, differences, events, gradients, refusal, step, train
 
 import training_transformer
 from config import load_config
-from data import ImageFolder, to_float
+from data import ImageDataset, Maps, to_float
 from inputs import GREY
 from masks import FAMILIES, composite, make_holes
 from models.base import file_hash, read_weights, save_weights
@@ -24,8 +26,11 @@ def stage2(config_file, **overrides) -> Stage2:
     config = load_config(config_file, keys | {key: value for key, value in overrides.items() if "." in key})
     torch.manual_seed(0)
     vqgan = VQGAN(config.vqgan).eval().requires_grad_(False)
-    tokens, val = (np.concatenate(list(encode(vqgan, images, CPU, views))) for images, views in ((TRAIN, 2), (VAL, 1)))
-    return Stage2(config, CPU, vqgan, torch.from_numpy(tokens).view(2, len(TRAIN), -1), torch.from_numpy(val), VAL)
+    tokens, val = (
+        torch.from_numpy(np.concatenate(list(encode(vqgan, Maps.of(images), CPU, views)))).view(-1, 1, 4, 4)
+        for images, views in ((TRAIN, 2), (VAL, 1))
+    )
+    return Stage2(config, CPU, vqgan, Maps.of(tokens), val.flatten(1), VAL)
 
 
 def test_stage_2_learns_a_few_pictures_by_heart(tiny_config_once):
@@ -39,7 +44,7 @@ def test_stage_2_learns_a_few_pictures_by_heart(tiny_config_once):
 def test_cross_entropy_by_hand_on_hidden_tokens_and_on_all(tiny_config_once, loss_on, smoothing):
     """(1 - s) (-log p_true) + s mean over the codes of (-log p), the mean over the tokens that count."""
     stage = stage2(tiny_config_once, loss_on=loss_on)
-    tokens = stage.train[0, :3]
+    tokens = stage.train.stack()[:3].flatten(1)
     hidden = torch.rand(3, 16, generator=torch.Generator().manual_seed(1)) < torch.tensor([[0.1], [0.5], [0.9]])
     visible = tokens.long().clone()
     visible[hidden] = 16
@@ -76,7 +81,7 @@ def test_each_sample_hides_tokens_of_its_own_number_and_place(tiny_config_once, 
 
 def test_both_views_are_trained_on(tiny_config_once, monkeypatch):
     stage, seen = stage2(tiny_config_once), []
-    stage.train = torch.stack([torch.zeros(8, 16), torch.ones(8, 16)]).int()
+    stage.train = Maps.of(torch.cat([torch.zeros(8, 1, 4, 4), torch.ones(8, 1, 4, 4)]).int())
     sound = stage.cross_entropy
     monkeypatch.setattr(stage, "cross_entropy", lambda model, tokens, *rest: (
         seen.append(tokens[:, 0]) or sound(model, tokens, *rest)
@@ -87,7 +92,7 @@ def test_both_views_are_trained_on(tiny_config_once, monkeypatch):
 
 def test_validation_is_the_mean_over_tokens_however_the_images_are_cut(tiny_config_once):
     stage = stage2(tiny_config_once)
-    stage.val = stage.train[0][torch.arange(70) % 8]
+    stage.val = stage.train.stack().flatten(1)[torch.arange(70) % 8]
     hidden = stage.hide(70, torch.Generator().manual_seed(3))
     with torch.no_grad():
         for counted in (hidden, torch.ones_like(hidden)):
@@ -168,9 +173,9 @@ def test_images_are_encoded_once_a_view_and_trained_on_from_the_cache(tmp_path, 
                   "--data.flip", flip)  # fmt: skip
         assert counted[: views + 1] == [8] * views + [4] and set(counted[views + 1 :]) == {4}  # then previews alone
         (stage,), vqgan = stages, VQGAN.load(out / "vqgan.safetensors")
-        images = ImageFolder(load_config(config).data.train).images
-        assert stage.train.shape == (views, 8, 16)
-        for view, source in zip(stage.train, (images, images.flip(-1)), strict=False):
+        images = ImageDataset(load_config(config).data.train).images
+        assert stage.train.stack().shape == (8 * views, 1, 4, 4)
+        for view, source in zip(stage.train.stack().flatten(1).split(8), (images, images.flip(-1)), strict=False):
             assert torch.equal(view.long(), vqgan.encode(to_float(source)))
 
 
@@ -307,3 +312,48 @@ def test_the_pictures_of_a_validation_are_fixed_images_under_fixed_holes_of_seve
     after = tiles(stage._preview(stage.model))
     assert torch.equal(after[0], rows[0]) and torch.equal(after[1::2], rows[1::2])  # only the fillings have changed
     assert not any(torch.equal(after[row], rows[row]) for row in (2, 4, 6, 8))
+
+
+# --- windows of pictures that are larger than the model ---------------------------------------------------------------
+
+
+@pytest.fixture
+def large_pictures(tmp_path):
+    """8 pictures of 26x39 pixels, a config's keys for random windows of them."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for index, pixels in enumerate(colourful(8, size=39)):
+        Image.fromarray(pixels[:26]).save(folder / f"{index}.png")
+    return ["--train-d-path", str(folder), "--val-d-path", str(folder), "--data.windows", "random"]
+
+
+def test_the_token_map_of_a_picture_holds_the_tokens_of_its_windows(trained):
+    out, _ = trained
+    vqgan = VQGAN.load(out / "vqgan.safetensors")
+    pictures = torch.from_numpy(colourful(3, size=39)).permute(0, 3, 1, 2)[:, :, :26].contiguous()
+    found = torch.from_numpy(np.concatenate(list(encode(vqgan, Maps.of(pictures), CPU, views=2))))
+    maps = Maps(found, torch.tensor([[6, 9]]).repeat(6, 1), channels=1)
+    for index, y, x in ((0, 0, 0), (1, 2, 5), (2, 1, 3)):
+        place = (slice(None), slice(4 * y, 4 * y + 16), slice(4 * x, 4 * x + 16))
+        for number, picture in ((index, pictures[index]), (index + 3, pictures[index][..., :36].flip(-1))):
+            tokens = maps.read(torch.tensor([[number, y, x]]), 4).flatten(1)
+            assert torch.equal(tokens.long(), vqgan.encode(to_float(picture[place][None])))
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "transformer"])
+def test_training_on_windows_resumes_bit_for_bit(tmp_path, trained, large_pictures, stage):
+    out, config = trained
+    given = [*large_pictures, *(["--vqgan", str(out / "vqgan.safetensors")] if stage == "transformer" else [])]
+    whole = train(stage, config, tmp_path / "whole", *given, "--epochs", "4")
+    halves = train(stage, config, tmp_path / "halves", *given, "--epochs", "2")
+    train(stage, config, halves, *given, "--epochs", "4", "--resume")
+    assert differences(checkpoint(whole, stage), checkpoint(halves, stage)) == []
+
+
+def test_windows_out_of_a_token_map_need_an_encoder_that_sees_a_patch_alone(tmp_path, capsys, trained, large_pictures):
+    conv = ["--vqgan.encoder.kind", "conv", "--vqgan.encoder.widths", "[16,16]",
+            "--vqgan.encoder.downsample_after", "[0,1]", "--epochs", "1"]  # fmt: skip
+    _, config = trained
+    train("vqgan", config, tmp_path, *large_pictures, *conv)
+    told = refusal(capsys, "transformer", config, tmp_path, *large_pictures, *conv)
+    assert "data.windows: random needs vqgan.encoder.kind: patch" in told

@@ -11,7 +11,7 @@ from training_runs import IMAGES, TRAIN, VAL, events, gradients, step, train
 import training_vqgan
 from classical import paint
 from config import load_config
-from data import to_float
+from data import Maps, to_float
 from decoding import fill
 from masks import make_holes, to_hidden
 from metrics import psnr
@@ -26,7 +26,7 @@ def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> Stage1:
     """A Stage1 of the tiny config; `gan__weight=0` would read vqgan_training.gan.weight."""
     keys = {"vqgan_training." + key.replace("__", "."): value for key, value in overrides.items()}
     torch.manual_seed(0)
-    return Stage1(load_config(config_file, keys), torch.device("cpu"), train, val)
+    return Stage1(load_config(config_file, keys), torch.device("cpu"), Maps.of(train), val)
 
 
 def test_stage_1_learns_a_few_pictures_by_heart(tiny_config_once):
@@ -131,14 +131,14 @@ def test_validation_in_pieces_of_64_equals_the_whole(tiny_config_once):
 def test_flips_mirror_each_image_or_leave_it(tiny_config_once):
     stage = stage1(tiny_config_once, TRAIN[torch.arange(64) % 8])
     flipped = stage.fetch(0, torch.arange(64))[0].images
-    pairs = list(zip(flipped, stage.train, strict=True))
+    pairs = list(zip(flipped, stage.train.stack(), strict=True))
     mirrored = [torch.equal(out, image.flip(-1)) for out, image in pairs]
     kept = [torch.equal(out, image) for out, image in pairs]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True)) and 16 < sum(mirrored) < 48
     assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, flipped)
     assert not torch.equal(stage.fetch(1, torch.arange(64))[0].images, flipped)
     stage.flip = False
-    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, stage.train)
+    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, stage.train.stack())
 
 
 def test_crops_cut_the_same_square_of_images_and_truth():
@@ -195,7 +195,7 @@ def stage1b(trained, tiny_config_once):
     def make(**changes) -> Stage1:
         keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors")} | changes
         torch.manual_seed(0)
-        return Stage1(load_config(tiny_config_once, keys), torch.device("cpu"), TRAIN, VAL)
+        return Stage1(load_config(tiny_config_once, keys), torch.device("cpu"), Maps.of(TRAIN), VAL)
 
     return make
 

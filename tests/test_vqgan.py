@@ -307,14 +307,26 @@ def test_tokens_are_counted_row_by_row():
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 3, 16, 12), (1, 3, 32, 32), (1, 1, 16, 16), (3, 16, 16), (1, 16, 16, 3)], ids=str
+    ("kind", "shape"),
+    [
+        *(("conv", shape) for shape in ((1, 3, 16, 12), (1, 3, 32, 32), (1, 1, 16, 16), (3, 16, 16), (1, 16, 16, 3))),
+        *(("patch", shape) for shape in ((1, 3, 16, 14), (1, 1, 16, 16), (3, 16, 16), (1, 16, 16, 3))),
+    ],
+    ids=str,
 )
-def test_images_of_another_shape_raise_with_both_shapes(shape):
-    net = make(PATCH)
-    message = re.escape(f"images: expected (b, 3, 16, 16), found {shape}")
+def test_images_of_another_shape_raise_with_both_shapes(kind, shape):
+    net = make(CONV if kind == "conv" else PATCH)
+    sides = "16" if kind == "conv" else "multiples of 4"
+    message = re.escape(f"images: expected (b, 3, H, W), H and W {sides}, found {shape}")
     for method in (net.encode, net.latents, net.forward):
         with pytest.raises(ValueError, match=message):
             method(torch.zeros(shape))
+
+
+def test_a_patch_encoder_takes_any_multiple_of_its_factor():
+    net, images = make(PATCH), draw(2, 3, 24, 36)
+    tokens = net.encode(images).view(2, 6, 9)
+    assert torch.equal(tokens[:, 1:5, 3:7].flatten(1), net.encode(images[:, :, 4:20, 12:28]))
 
 
 @pytest.mark.parametrize("shape", [(1, 15), (1, 9), (1, 64), (16,), (1, 4, 4), (1, 1, 16)], ids=str)
