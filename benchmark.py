@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
-from config import ROOT, Config, add_flag, load_config
-from data import Maps, to_float
-from inpainter import Inpainter
+from config import Config, add_flag, load_config
 from inpainting import build_parser, run
-from inputs import GREY, Inputs, chelsea
-from masks import make_holes, schedule, to_hidden
+from maskgit.data import GREY, Maps, to_float
+from maskgit.folders import Inputs, chelsea
+from maskgit.inpainter import Inpainter
+from maskgit.masks import make_holes, schedule, to_hidden
 from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
-from training_transformer import Stage2
-from training_vqgan import Stage1
-from utils import has_bfloat16, images_at_once, log, machine, pick_device, start_logging, uses_bfloat16
+from training.autoencoder import Stage1
+from training.transformer import Stage2
+from utils import ROOT, has_bfloat16, images_at_once, log, machine, pick_device, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 

@@ -11,12 +11,12 @@ import pydantic
 import yaml
 from pydantic import Field, model_validator
 
-from decoding import DecodingConfig
-from models.base import Settings, explain, parse_yaml, read_yaml
+from maskgit.decoding import DecodingConfig
+from models.autoencoder import VQGANConfig
+from models.settings import Settings, explain, parse_yaml, read_yaml
 from models.transformer import TransformerConfig
-from models.vqgan import VQGANConfig
+from utils import ROOT
 
-ROOT = Path(__file__).resolve().parent
 DEFAULT = ROOT / "configs" / "cats64.yml"
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Milestones = Annotated[tuple[float, ...], Field(strict=False)]

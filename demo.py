@@ -25,14 +25,14 @@ import numpy as np
 from PIL import Image
 
 from config import add_flag
-from data import to_pixels, write_image
-from decoding import SAMPLERS
-from filling import Filling
-from inpainter import PRETRAINED, Inpainter
-from inputs import chelsea
-from masks import FAMILIES, SCHEDULES, make_holes
-from photos import read_photo, shrinking, write_photo
-from pictures import read_picture
+from maskgit.data import to_pixels, write_image
+from maskgit.decoding import SAMPLERS
+from maskgit.folders import chelsea
+from maskgit.inpainter import PRETRAINED, Inpainter
+from maskgit.masks import FAMILIES, SCHEDULES, make_holes
+from photos.fill import Filling, shrinking
+from photos.image_file import read_picture
+from photos.photo import read_photo, write_photo
 from utils import log, start_logging
 
 VIEW = 512  # pixels

@@ -23,8 +23,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import ImageDataset, list_images, read_truth, to_float
-from metrics import FEATURES, Moments, WeightsError, feature_network, frechet_distance
+from evaluation.metrics import Moments, frechet_distance
+from maskgit.data import ImageDataset, list_images, to_float
+from maskgit.folders import read_truth
+from models.features import FEATURES, WeightsError, feature_network
 
 FEW_IMAGES = 2048
 

@@ -15,7 +15,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,18 +25,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import add_flag
-from data import to_pixels, write_image
-from decoding import SAMPLERS, DecodingConfig
-from drawing import Sheets, confidence_map, drawn
-from inpainter import PRETRAINED, Filled, Inpainter, sample_seed
-from inputs import Folders, Inputs, batches, chelsea
-from masks import SCHEDULES, TOKEN_RULES
-from models.base import file_hash
+from evaluation.metrics import Tally, spread_of
+from maskgit.data import to_pixels, write_image
+from maskgit.decoding import SAMPLERS, DecodingConfig
+from maskgit.folders import Folders, Inputs, batches, chelsea
+from maskgit.inpainter import PRETRAINED, Filled, Inpainter, sample_seed
+from maskgit.masks import SCHEDULES, TOKEN_RULES
+from maskgit.visualize import Sheets, confidence_map, drawn
+from models.checkpoint import file_hash
 from models.perceptual import Perceptual
-from photos import CONTEXT, fill_photo, pair_photos, read_photo, write_photo
-from tally import Tally, spread_of
-from utils import images_at_once, log, profile, start_logging
-from zoo import listing
+from photos.fill import fill_photo
+from photos.photo import CONTEXT, pair_photos, read_photo, write_photo
+from utils import ROOT, images_at_once, log, profile, start_logging
 
 __all__ = ["Filled", "Inpainter"]
 
@@ -169,6 +169,46 @@ def fill_photos(
                 tqdm.write(f"note: {note}")
     if failed:
         sys.exit(1)
+
+
+SHELVES = (ROOT / "pretrained", Path("checkpoints"))  # the trainings write to checkpoints/ of the current folder
+LINE = "{:<24} {:>9} {:>22} {:>14} {:>16}"
+
+
+def listing(shelves: Iterable[Path] = SHELVES) -> str:
+    """A table of the folders in `shelves` that hold weights; one that cannot be loaded has a line that says why."""
+    folders = [path.parent for shelf in shelves for path in sorted(shelf.glob("*/*.safetensors"))]
+    if not folders:
+        return f"no weights in {' or '.join(map(str, shelves))}"
+    head = LINE.format("--checkpoint", "pictures", "tokens", "parameters", "files")
+    return "\n".join([head, *(line for folder in dict.fromkeys(folders) for line in described(folder))])
+
+
+def described(folder: Path) -> list[str]:
+    """Name, size of the pictures, tokens, and parameters and file sizes of VQGAN + transformer; the model card."""
+    name = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    try:
+        inpainter = Inpainter.from_pretrained(folder, "cpu")
+    except (ValueError, OSError) as error:
+        return [f"{name}  cannot be used: {error}"]
+    config, side = inpainter.vqgan.config, inpainter.vqgan.config.grid
+    networks = inpainter.vqgan, inpainter.transformer
+    parameters = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks]
+    sizes = [(folder / f"{file}.safetensors").stat().st_size / 1e6 for file in ("vqgan", "transformer")]
+    tokens = f"{side}x{side} of {config.codebook.codes:,} codes"
+    line = LINE.format(name, f"{inpainter.size}x{inpainter.size}", tokens, _sum(parameters, "M"), _sum(sizes, "MB"))
+    return [line, f"    {_first_words(folder / 'README.md')}"]
+
+
+def _sum(values: list[float], unit: str) -> str:
+    return " + ".join(f"{value:.1f}" for value in values) + f" {unit}"
+
+
+def _first_words(card: Path) -> str:
+    """The first line of a model card that is no heading, up to its first full stop."""
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    first = next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "no model card")
+    return first.partition(". ")[0].rstrip(".")
 
 
 def numbers(count: int) -> Callable[[str], tuple[int, ...]]:

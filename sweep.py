@@ -26,18 +26,18 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from config import ROOT, add_flag, load_config, parse_overrides
-from data import list_images, read_holes, read_truth, write_image
-from drawing import Row as Strip
-from drawing import contact_sheet
-from inputs import chelsea
-from judge import Judge, digest
-from masks import FAMILIES, make_holes
-from metrics import code_usage
-from models.base import Settings
-from report import WHOLE, Line, chosen, read_lines, write_lines, write_report
-from rows import Row, fill, leak, needs_seed, settings_of
-from utils import log, machine, pick_device, start_logging
+from config import add_flag, load_config, parse_overrides
+from evaluation.evaluator import Judge, digest
+from evaluation.methods import Row, fill, leak, needs_seed, settings_of
+from evaluation.metrics import code_usage
+from evaluation.report import WHOLE, Line, chosen, read_lines, write_lines, write_report
+from maskgit.data import list_images, read_holes, write_image
+from maskgit.folders import chelsea, read_truth
+from maskgit.masks import FAMILIES, make_holes
+from maskgit.visualize import Row as Strip
+from maskgit.visualize import contact_sheet
+from models.settings import Settings
+from utils import ROOT, log, machine, pick_device, start_logging
 
 Seed = Annotated[int, Field(ge=0)]
 SAME = ("psnr", "l1")  # of the hole, where composited and raw pictures are the same

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 log = logging.getLogger("maskgit")
+ROOT = Path(__file__).resolve().parent  # of the repository
 
 # oneDNN keeps 1024 kernels of megabytes each, and on a CPU every new number of hidden tokens makes more of them
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

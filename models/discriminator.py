@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.processes import mean
+from models.distributed import mean
 
 
 class PatchDiscriminator(nn.Module):

@@ -5,7 +5,7 @@ import warnings
 import lpips
 from torch import Tensor, nn
 
-from models.base import read_weights
+from models.checkpoint import read_weights
 
 
 class Perceptual(nn.Module):

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.base import Settings, build
+from models.checkpoint import build
+from models.settings import Settings
 
 INIT_SD = 0.02  # of every weight matrix and embedding, as in BERT and MaskGIT
 NORM_EPS = 1e-5

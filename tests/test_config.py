@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 import training_vqgan
 from config import Config, load_config, parse_overrides, parse_training, training_parser
-from models.base import explain
+from models.settings import explain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted([*CONFIGS.glob("*.yml"), *CONFIGS.glob("ablations/*.yml")])

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from photos import fill
+
 gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-demo.txt")
 
 from test_inpainting import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
 
 import demo  # noqa: E402, without gradio there is no page
-import filling  # noqa: E402
-from decoding import State  # noqa: E402
-from filling import Filling  # noqa: E402
-from inpainter import Inpainter  # noqa: E402
-from inputs import GREY  # noqa: E402
-from masks import FAMILIES, make_holes  # noqa: E402
-from photos import fill_photo, read_photo  # noqa: E402
+from maskgit.data import GREY  # noqa: E402
+from maskgit.decoding import State  # noqa: E402
+from maskgit.inpainter import Inpainter  # noqa: E402
+from maskgit.masks import FAMILIES, make_holes  # noqa: E402
+from photos.fill import Filling, fill_photo  # noqa: E402
+from photos.photo import read_photo  # noqa: E402
 
 SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0)  # steps, sweet spot, schedule, sampler, temperature, seed
 
@@ -121,7 +122,7 @@ def test_decodings_side_by_side_are_the_decodings(inpainter):
     hole[0, :, 0, 0] = hole[1] = True  # one token, done after a step; all tokens; none
     alone = [list(inpainter.steps(images[i : i + 1], hole[i : i + 1], [i])) for i in range(3)]
     assert [len(states) for states in alone] == [1, 4, 1]
-    together = list(filling.in_step([iter(states) for states in alone]))
+    together = list(fill.in_step([iter(states) for states in alone]))
     assert [state.step for state in together] == [1, 2, 3, 4] and isinstance(together[0], State)
     for step, state in enumerate(together):
         for i, states in enumerate(alone):
@@ -132,7 +133,7 @@ def test_decodings_side_by_side_are_the_decodings(inpainter):
 
 @pytest.mark.parametrize("together", [2, 8])
 def test_completions_are_those_of_fill_photo(inpainter, photo_file, hole, monkeypatch, together):
-    monkeypatch.setattr(filling, "images_at_once", lambda device: together)
+    monkeypatch.setattr(fill, "images_at_once", lambda device: together)
     photo = read_photo(photo_file, mask=Image.fromarray(~hole))
     run = Filling(inpainter, photo, DECODING, seed=5, samples=3)
     assert run.regions == 2

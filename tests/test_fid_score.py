@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 import fid_score
-import metrics
+from evaluation.metrics import frechet_distance
+from models import features
 
 N, SIZE = 12, 8
 
@@ -27,7 +28,7 @@ class TinyFeatures(nn.Module):
     def __init__(self, weights=None):
         super().__init__()
         if weights is None:
-            raise metrics.WeightsError("put the file there")
+            raise features.WeightsError("put the file there")
         self.weights_file = Path(weights)
 
     def forward(self, images):
@@ -43,8 +44,8 @@ class TinyVGG(TinyFeatures):
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch, tmp_path):
     """Stub networks, and no file of the user's own: cache and current folder are temporary."""
-    monkeypatch.setattr(metrics, "FEATURES", {"inception": TinyFeatures, "vgg16": TinyVGG})
-    monkeypatch.setattr(fid_score, "FEATURES", metrics.FEATURES)
+    monkeypatch.setattr(features, "FEATURES", {"inception": TinyFeatures, "vgg16": TinyVGG})
+    monkeypatch.setattr(fid_score, "FEATURES", features.FEATURES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home-cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"tiny")
@@ -90,7 +91,7 @@ def test_value_is_the_frechet_distance_of_the_features(results, truth):
         return np.concatenate([x.mean(axis=(1, 2)), (x**2).mean(axis=(1, 2))], axis=1)
 
     x, y = features(pixels(1)), features(pixels(2))
-    expected = metrics.frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
     report = run("--predicted-path", results, "--gtcsv-path", truth)
     assert report["value"] == pytest.approx(expected, rel=1e-4) and expected > 1e-3
     assert run("--predicted-path", truth, "--gtcsv-path", truth)["value"] == pytest.approx(0, abs=1e-6)

@@ -16,19 +16,19 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch import Tensor, nn
 
-import classical
-import drawing
 import fid_score
 import inpainting
-import metrics
-from data import to_float, to_pixels, to_uint8
-from decoding import DecodingConfig
-from inpainter import Inpainter, sample_seed
-from inputs import GREY
-from masks import FAMILIES, make_holes, to_hidden
-from models.base import file_hash, save_weights
+from evaluation.metrics import frechet_distance, hole_psnr
+from maskgit import classical, visualize
+from maskgit.data import GREY, to_float, to_pixels, to_uint8
+from maskgit.decoding import DecodingConfig
+from maskgit.inpainter import Inpainter, sample_seed
+from maskgit.masks import FAMILIES, make_holes, to_hidden
+from models import features
+from models.autoencoder import VQGANConfig
+from models.checkpoint import file_hash, save_weights
 from models.transformer import Transformer, TransformerConfig
-from models.vqgan import VQGAN, VQGANConfig
+from models.vqgan import VQGAN
 
 SIZE, GRID, CODES = 16, 4, 32
 DECODING = DecodingConfig(total_iter=4, sweet_spot=4)
@@ -606,8 +606,8 @@ def test_overview_shows_truth_hole_four_steps_and_the_result_at_twice_the_size(r
     out = run(*lab.flags, "--grids", 3, "--batch-size", 2, *(("--gtcsv-path", lab.csv) if known_truth else ()))
     columns = 6 + known_truth
     sheet, height, width = read(out / "overview.png"), 2 * (3 * (SIZE + 2) - 2), 2 * (columns * (SIZE + 2) - 2)
-    assert sheet.shape[1] == height + drawing.LINE and sheet.shape[2] > width + 40
-    for written in (sheet[:, : drawing.LINE], sheet[:, :, :-width]):  # captions, labels
+    assert sheet.shape[1] == height + visualize.LINE and sheet.shape[2] > width + 40
+    for written in (sheet[:, : visualize.LINE], sheet[:, :, :-width]):  # captions, labels
         assert written.min() < 100 and (written == 255).float().mean() > 0.7
     sheet = sheet[:, -height::2, -width::2]
     for row, name in enumerate(lab.names[:3]):
@@ -778,7 +778,7 @@ def test_confidence_maps_are_those_of_the_decoding(run, lab, inpainters):
     out = run(*lab.flags, "--margin", 1, "--samples", 1)
     model = inpainters["patch"]
     confidence = model(lab.truth, lab.hole, margin=1).confidence
-    expected = drawing.confidence_map(lab.truth, model.hide(lab.hole, 1), confidence, CODES)
+    expected = visualize.confidence_map(lab.truth, model.hide(lab.hole, 1), confidence, CODES)
     assert torch.equal(read_all(out / "confidence"), expected)
 
 
@@ -792,8 +792,8 @@ def test_animations_of_the_drawn_images(run, lab):
             film.load()
             durations.append(film.info["duration"])
         last = np.array(film.convert("RGB"))
-    factor = drawing.SIDE // SIZE
-    assert len(durations) == DECODING.total_iter + 2 and durations == [drawing.SHOWN] * 5 + [drawing.HELD]
+    factor = visualize.SIDE // SIZE
+    assert len(durations) == DECODING.total_iter + 2 and durations == [visualize.SHOWN] * 5 + [visualize.HELD]
     assert np.array_equal(last[::factor, ::factor], to_pixels(read(out / "test_results" / "image_001.png")))
 
 
@@ -839,7 +839,7 @@ def test_images_without_a_hole_stay_as_they_are_and_out_of_the_mean(run, tmp_pat
     assert torch.equal(results[:empty], lab.truth[:empty])
     quality = "-"
     if empty < 3:
-        values = metrics.hole_psnr(to_float(results[empty:]), to_float(lab.truth[empty:]), hole[empty:])
+        values = hole_psnr(to_float(results[empty:]), to_float(lab.truth[empty:]), hole[empty:])
         quality = f"{values.mean():.2f}"
     assert table_row(capsys.readouterr().out, "mask64")[1::2] == ["3", quality]
 
@@ -863,8 +863,8 @@ class TinyFeatures(nn.Module):
 @pytest.fixture
 def score(monkeypatch, tmp_path):
     """fid_score.main in the current folder with a tiny network."""
-    monkeypatch.setattr(metrics, "FEATURES", {"inception": TinyFeatures})
-    monkeypatch.setattr(fid_score, "FEATURES", metrics.FEATURES)
+    monkeypatch.setattr(features, "FEATURES", {"inception": TinyFeatures})
+    monkeypatch.setattr(fid_score, "FEATURES", features.FEATURES)
     (tmp_path / "weights.pth").write_bytes(b"tiny")
     return lambda *arguments: fid_score.main(
         ["--feature-weights", str(tmp_path / "weights.pth"), "--device", "cpu", "--no-cache", *map(str, arguments)]
@@ -886,7 +886,7 @@ def test_without_arguments_chelsea_is_filled_and_scored(checkpoint, monkeypatch,
     assert torch.equal(truth[3:6], truth[:3].flip(-1))  # each crop also mirrored
     assert len({bytes(image.numpy()) for image in truth}) == 6 and truth.float().std() > 20
     assert files(out / "imga") == [f"image_{i:03}.png" for i in range(0, 36, 6)]  # the first of each family
-    assert [drawing.drawn([*"aabb"], count) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3]]
+    assert [visualize.drawn([*"aabb"], count) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3]]
 
     report = score()  # reads results/manifest.json
     assert report["n"] == len(results) and report["truth"] == str(out / "truth") and report["value"] > 0
@@ -900,7 +900,7 @@ def test_results_on_folders_are_scored_against_the_truth_in_the_manifest(run, la
     ]
     moments = [part for mean in means for part in (mean.mean(axis=0), np.cov(mean, rowvar=False))]
     assert (report["n"], report["truth"]) == (5, str(lab.csv))
-    assert report["value"] == pytest.approx(metrics.frechet_distance(*moments), rel=1e-3) and report["value"] > 0
+    assert report["value"] == pytest.approx(frechet_distance(*moments), rel=1e-3) and report["value"] > 0
 
 
 # --- the command line: errors ---

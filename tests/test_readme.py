@@ -11,14 +11,14 @@ import benchmark
 import config
 import fid_score
 import inpainting
-import masks
+import make_masks
 import sweep
 import training_transformer
 import training_vqgan
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = (training_vqgan, training_transformer, inpainting, fid_score, sweep, benchmark, masks)
+SCRIPTS = (training_vqgan, training_transformer, inpainting, fid_score, sweep, benchmark, make_masks)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 LAB = re.findall(r"^python .*", (ROOT / "docs" / "lab.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
 SHELL = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]

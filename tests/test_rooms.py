@@ -1,4 +1,7 @@
-"""The plan of the house: who imports whom in the repository, and what may not be in which room."""
+"""The plan of the house: which room may import which, and what may not be in which room.
+
+A room is a package or a module at the root. docs/design.md shows the plan; this test holds the code to it.
+"""
 
 import ast
 import re
@@ -7,46 +10,35 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
+PACKAGES = ("models", "maskgit", "evaluation", "photos", "training")
+FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))])
 
-ALLOWED = {  # "models" allows every file of the folder
-    "benchmark": "config data inpainter inpainting inputs masks models training_transformer training_vqgan utils",
-    "classical": "data inputs",
-    "config": "decoding models",
-    "data": "models.base",
-    "decoding": "masks models.base",
-    "demo": "config data decoding filling inpainter inputs masks photos pictures utils",
-    "drawing": "data decoding inputs utils",
-    "fid_score": "config data metrics models.base utils",
-    "filling": "data decoding drawing inpainter masks photos utils",
-    "inpainter": "classical config data decoding inputs masks models utils",
-    "inpainting": "config data decoding drawing inpainter inputs masks models photos tally utils zoo",
-    "inputs": "data masks",
-    "judge": "data metrics models.base models.perceptual",
-    "masks": "data",
-    "metrics": "models.base models.perceptual",
-    "photos": "data decoding inpainter pictures squares utils",
-    "pictures": "data",
-    "report": "judge models.base utils",
-    "rows": "classical config decoding inpainter inputs masks models.base models.vqgan utils",
-    "squares": "",
-    "sweep": "config data drawing inputs judge masks metrics models.base report rows utils",
-    "tally": "data metrics",
-    "training": "config data models.base models.processes utils",
-    "training_transformer": "config data inpainter inputs masks models training utils",
-    "training_vqgan": "classical config data decoding masks metrics models training utils",
+ALLOWED = {
     "utils": "",
-    "zoo": "config inpainter",
+    "models": "",
+    "maskgit": "models utils",
+    "evaluation": "maskgit models utils",
+    "photos": "maskgit models utils",
+    "config": "maskgit models utils",
+    "training": "config evaluation maskgit models utils",
+    "benchmark": "config maskgit models training utils",
+    "demo": "config maskgit photos utils",
+    "fid_score": "config evaluation maskgit models utils",
+    "inpainting": "config evaluation maskgit models photos utils",
+    "make_masks": "maskgit",
+    "sweep": "config evaluation maskgit models utils",
+    "training_transformer": "config maskgit models training utils",
+    "training_vqgan": "config models training utils",
 }
-LAZY = {"masks": {"data"}}  # only inside a function: importing the room must not load these
+MOST_ARROWS = 60
+LONGEST = 360  # lines of a module
 
 
-def name_of(path: Path) -> str:
-    """The module a file is: `data`, `models.base`, `models` for its __init__."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
-ROOMS = {name_of(path) for path in FILES}
+ROOMS = {room_of(path) for path in FILES}
 
 
 def parsed(path: Path) -> ast.Module:
@@ -54,53 +46,79 @@ def parsed(path: Path) -> ast.Module:
 
 
 def imports(node: ast.AST) -> set[str]:
-    """Modules of the repository that an import statement under `node` names."""
+    """Modules that an import statement under `node` names."""
     found = set()
     for statement in ast.walk(node):
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom):
             assert statement.level == 0, f"line {statement.lineno}: relative import"
-            inside = {f"{statement.module}.{alias.name}" for alias in statement.names} & ROOMS
-            found |= inside or {statement.module}  # `from models import base` is models.base
-    return found & ROOMS
+            found |= {statement.module} | {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return found
 
 
-def lazy_imports(path: Path) -> set[str]:
-    """Those of `imports` that are made inside functions alone."""
-    tree = parsed(path)
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    inside = {statement for function in functions for statement in ast.walk(function)}
-    outside = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside]
-    return imports(tree) - set().union(*map(imports, outside))
+def rooms(node: ast.AST) -> set[str]:
+    """Rooms that an import statement under `node` names."""
+    return {name.partition(".")[0] for name in imports(node)} & ROOMS
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+ARROWS = {(room_of(path), other) for path in FILES for other in rooms(parsed(path)) if other != room_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_room_imports_only_what_the_plan_allows(path):
-    room = name_of(path)
-    if room.partition(".")[0] == "models":
-        allowed = {other for other in ROOMS if other.startswith("models")}
-    else:
-        assert room in ALLOWED, f"{room}.py is not in the plan of tests/test_rooms.py"
-        allowed = {other for other in ROOMS if {other, other.partition(".")[0]} & set(ALLOWED[room].split())}
-    assert imports(parsed(path)) <= allowed
-    assert lazy_imports(path) >= LAZY.get(room, set()) & imports(parsed(path))
+    room = room_of(path)
+    assert room in ALLOWED, f"{room} is not in the plan of tests/test_rooms.py"
+    assert rooms(parsed(path)) <= {room, *ALLOWED[room].split()}
+
+
+def test_the_plan_names_no_room_and_no_arrow_that_is_not_there():
+    assert set(ALLOWED) == ROOMS
+    assert {(room, other) for room, others in ALLOWED.items() for other in others.split()} == ARROWS
+
+
+def test_the_plan_has_few_arrows_and_no_cycle():
+    assert len(ARROWS) <= MOST_ARROWS
+    left = dict.fromkeys(ROOMS)
+    while left:
+        free = [room for room in left if not any(one == room and other in left for one, other in ARROWS)]
+        assert free, f"a cycle among {sorted(left)}"
+        for room in free:
+            del left[room]
+
+
+def test_modules_of_a_package_import_each_other_in_no_circle():
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    needs = {name: imports(parsed(path)) & set(names) - {name} for name, path in names.items()}
+    while needs:
+        free = [name for name, others in needs.items() if not others & set(needs)]
+        assert free, f"a circle among {sorted(needs)}"
+        for name in free:
+            del needs[name]
 
 
 def test_the_walk_sees_every_form_of_import():
-    code = "import models.base\nfrom models import vqgan\ndef f():\n    from data import pair\n    import json, masks\n"
-    assert imports(ast.parse(code)) == {"models.base", "models.vqgan", "data", "masks"}
-    assert lazy_imports(ROOT / "masks.py") == {"data"} and not lazy_imports(ROOT / "decoding.py")
+    code = "import models.settings\nfrom models import vqgan\ndef f():\n    from maskgit.data import pair\n"
+    code += "    import json, utils\n"
+    assert rooms(ast.parse(code)) == {"models", "maskgit", "utils"}
+    assert {"models.settings", "models.vqgan", "maskgit.data", "utils"} <= imports(ast.parse(code))
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_scripts_do_not_import_each_other():
+    scripts = {path.stem for path in ROOT.glob("*.py")} - {"config", "utils"}
+    assert not [arrow for arrow in ARROWS if arrow[1] in scripts]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_attention_is_by_hand_and_nothing_is_left_to_do(path):
     text = path.read_text(encoding="utf-8")
     assert not re.findall(r"MultiheadAttention|scaled_dot_product_attention", text)
     assert not re.findall(r"\b(?:TODO|FIXME|XXX|NotImplemented(?:Error)?)\b", text)
+    assert "unittest" not in text, "mocks are for tests"
+    assert text.count("\n") <= LONGEST, "is it still one idea?"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "models"], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "models"], ids=lambda path: path.stem)
 def test_networks_neither_print_nor_choose_devices_nor_optimize(path):
     nodes = list(ast.walk(parsed(path)))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}

@@ -1,4 +1,4 @@
-"""sweep.py and rows.py with tiny networks and stub features: rows, seeds, resuming, the command line, the configs."""
+"""sweep.py and methods.py with tiny networks and stub features: seeds, resuming, the command line, the configs."""
 
 import re
 import shutil
@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from test_evaluator import N, stubs, truth
 from test_inpainting import CONV, GRID, PATCH, SIZE, no_handler_left_behind, save, transformer, vqgan
-from test_judge import N, stubs, truth
 
-import rows
 import sweep
-from classical import paint
 from config import load_config
-from data import to_float, to_pixels, write_image
-from decoding import DecodingConfig
-from inpainter import Codec, Inpainter
-from inputs import GREY
-from masks import composite, make_holes
-from models.base import save_weights
-from report import read_lines
-from rows import Row
+from evaluation import methods
+from evaluation.methods import Row
+from evaluation.report import read_lines
+from maskgit.classical import paint
+from maskgit.data import GREY, to_float, to_pixels, write_image
+from maskgit.decoding import DecodingConfig
+from maskgit.inpainter import Codec, Inpainter
+from maskgit.masks import composite, make_holes
+from models.checkpoint import save_weights
 from utils import mix
 
 __all__ = ["no_handler_left_behind", "stubs"]  # fixtures
@@ -103,10 +102,10 @@ def rewrite(path: Path, **changes) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> rows.Result:
+def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> methods.Result:
     images = truth() if images is None else images
     hole = make_holes("walk", len(images), SIZE) if hole is None else hole
-    return rows.fill(Row(name="x", **options), inpainter, images, hole, seed, workers)
+    return methods.fill(Row(name="x", **options), inpainter, images, hole, seed, workers)
 
 
 @pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "floor", "inpainting"])
@@ -184,7 +183,7 @@ def test_a_row_may_take_another_vqgan_of_the_same_tokens(tmp_path):
             assert type(networks) is {"floor": Codec, "inpainting": Inpainter}[kind]
             decodes = torch.equal(networks.vqgan.decoder.last_layer, other.decoder.last_layer)
             assert decodes is bool(vqgan_file)
-            told[kind, bool(vqgan_file)] = rows.settings_of(row, networks)
+            told[kind, bool(vqgan_file)] = methods.settings_of(row, networks)
     assert all("vqgan" not in settings for settings in told.values())
     assert told["floor", True]["weights"]["vqgan"] == told["inpainting", True]["weights"]["vqgan"]
     assert told["floor", True]["weights"] != told["floor", False]["weights"]
@@ -199,7 +198,7 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
         codec = Codec(vqgan(encoder), "cpu")
         changed = codec.vqgan.encode(to_float(whole)) != codec.vqgan.encode(to_float(grey))
         column = changed.view(N, GRID, GRID).float().mean(dim=(0, 1)).tolist()
-        found = rows.leak(codec, codec.encode(images, torch.zeros_like(hole)), images, hole)
+        found = methods.leak(codec, codec.encode(images, torch.zeros_like(hole)), images, hole)
         assert found["leak"] == pytest.approx(sum(column[1:]) / (GRID - 1))
         assert [found[f"leak {ring}"] for ring in range(1, GRID)] == pytest.approx(column[1:])
         assert set(found) == {"leak", *(f"leak {ring}" for ring in range(1, GRID))}
@@ -209,13 +208,13 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
 def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
     row = Row(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
     with pytest.raises(ValueError, match=r"row x: sweet_spot = 9 must be at most total_iter = 4"):
-        rows.decoding_of(row, inpainter)
+        methods.decoding_of(row, inpainter)
 
 
 def test_settings_tell_weights_and_options_that_matter(inpainter, checkpoint):
-    classical = rows.settings_of(Row(name="x", kind="telea"), None)
-    floor = rows.settings_of(Row(name="x", kind="floor", checkpoint=str(checkpoint)), inpainter)
-    ours = rows.settings_of(Row(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
+    classical = methods.settings_of(Row(name="x", kind="telea"), None)
+    floor = methods.settings_of(Row(name="x", kind="floor", checkpoint=str(checkpoint)), inpainter)
+    ours = methods.settings_of(Row(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
     assert classical == {"kind": "telea"} and set(floor["weights"]) == {"vqgan"}
     assert ours["margin"] == 2 and ours["decoding"] == inpainter.decoding.model_dump()
     assert ours["weights"]["vqgan"] == floor["weights"]["vqgan"] and "checkpoint" not in ours

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from inpainting import Inpainter
-from inputs import chelsea
+from maskgit.folders import chelsea
 
 BEFORE = Path(__file__).with_name("unchanged.png")  # two crops of chelsea (CC0) under walk, thick, box and half, filled
 TOKENS = "58f55f4c4a1403623d8e03b8b98ea00a2e2c8acd34136a5c1df894ea9492d2b0"

@@ -1,0 +1,1 @@
+"""How good filled images are, and how ways to fill them compare."""

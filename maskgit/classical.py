@@ -1,0 +1,78 @@
+"""Classical inpainting, without a model: `fill(method, images, hole)`.
+
+images  (b, 3, H, W) uint8
+hole    (b, 1, H, W) bool   True = missing; what `images` hold there may be read, so paint it grey first
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskgit.data import GREY, to_pixels
+
+RADIUS = 3  # pixels around a missing one that OpenCV's methods read
+
+
+def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Fast marching (Telea 2004); uint8 (H, W, 3) and bool (H, W) -> uint8 (H, W, 3)."""
+    return cv2.inpaint(image, hole.astype(np.uint8), RADIUS, cv2.INPAINT_TELEA)
+
+
+def navier_stokes(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Fluid dynamics (Bertalmio et al. 2001)."""
+    return cv2.inpaint(image, hole.astype(np.uint8), RADIUS, cv2.INPAINT_NS)
+
+
+class ZeroedNumpy:
+    """numpy for scikit-image 0.26, whose sparse matrix keeps what was in memory where a hole touches the border."""
+
+    empty = staticmethod(np.zeros)
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+
+def biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Biharmonic equation (Damelin and Hoang 2018)."""
+    from skimage.restoration import inpaint  # imported here: it takes a second, and filling needs OpenCV alone
+
+    with patch.object(inpaint, "np", ZeroedNumpy()):
+        filled = inpaint.inpaint_biharmonic(image, hole, channel_axis=-1)
+    return (filled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    method.__name__: method for method in (telea, navier_stokes, biharmonic)
+}
+
+
+def paint(images: Tensor, hole: Tensor, pre_fill: bool) -> Tensor:
+    """What networks are shown: the hole grey or, with `pre_fill`, as Navier-Stokes inpainting fills it.
+
+    Nothing that `images` hold in the hole is read.
+    """
+    painted = images.masked_fill(hole, GREY)
+    return fill("navier_stokes", painted, hole) if pre_fill else painted
+
+
+def fill(method: str, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:
+    """`images` with their holes filled, uint8 (b, 3, H, W) on the CPU, by `workers` processes (0: in this one).
+
+    Known pixels stay as they are. Raises ValueError for an unknown method, listing the known ones.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, expected one of: {', '.join(METHODS)}")
+    if not hole.any():
+        return images.cpu()
+    pixels, holes = [to_pixels(image) for image in images], list(hole[:, 0].cpu().numpy())
+    if workers:
+        with ProcessPoolExecutor(workers) as pool:
+            filled = list(pool.map(METHODS[method], pixels, holes, chunksize=16))
+    else:
+        filled = list(map(METHODS[method], pixels, holes))
+    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)

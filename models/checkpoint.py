@@ -1,0 +1,121 @@
+"""What every model shares: a strict settings class, and weights files that describe themselves.
+
+A weights file is safetensors: plain tensors, and in its metadata `kind` (the class it belongs to) and `config`
+(JSON, enough to rebuild the module). Reading one executes no code.
+"""
+
+import hashlib
+import os
+import platform
+from itertools import zip_longest
+from pathlib import Path
+
+import pydantic
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from models.settings import Settings, explain, in_brief, read_yaml
+
+
+def replace_file(path, write) -> None:
+    """Calls `write(temporary path)` and renames the result to `path`: a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")  # two machines may share a folder
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype = torch.float16, **notes: str) -> None:
+    """Writes `module` as a self-describing safetensors file, floating-point tensors cast to `dtype`.
+
+    `notes` are further metadata (training step, seed, figures), strings only.
+    """
+    tensors = {
+        name: (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()).contiguous().cpu()
+        for name, tensor in module.state_dict().items()
+    }
+    metadata = {"kind": type(module).__name__, "config": config.model_dump_json(), **notes}
+    content = save(tensors, metadata)  # save_file would let nobody but the owner read it
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`(tensors, metadata)` of a safetensors file, or of a plain `state_dict` written by torch.save (no metadata).
+
+    Floating-point tensors come as float32. Raises FileNotFoundError, or ValueError naming the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        else:
+            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a weights file ({why})") from error
+    except Exception as error:  # pickle.UnpicklingError and its kin: torch refuses what is not plain tensors
+        raise ValueError(f"{path}: refused, it holds more than plain tensors ({type(error).__name__})") from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"{path}: expected a state_dict of tensors")
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, metadata
+
+
+def build(cls, path, config=None, section: str | None = None):
+    """A frozen `cls` (eval mode, no gradients) with the weights in `path`, loaded strictly.
+
+    `config` is a settings object, or a YAML file whose `section` holds the settings; left out, the file's own
+    metadata says. Raises ValueError naming the file and what does not fit.
+    """
+    tensors, metadata = read_weights(path)
+    module = cls(config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section))
+    load_tensors(module, tensors, path)
+    return module.eval().requires_grad_(False)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
+    """`module.load_state_dict(tensors)`. Raises ValueError, one line that names `path` and at most three misfits."""
+    own = module.state_dict()
+    missing = [f"missing {name}" for name in own if name not in tensors]
+    unexpected = [f"unexpected {name}" for name in tensors if name not in own]
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if misfits := [misfit for turn in zip_longest(missing, unexpected, shapes) for misfit in turn if misfit]:
+        raise ValueError(f"{path}: does not fit this {type(module).__name__}: {in_brief(misfits)}")
+    module.load_state_dict(tensors)
+
+
+def _settings(cls, path, metadata: dict[str, str], config, section: str | None) -> Settings:
+    """The settings of a `cls`, from the YAML file `config` or, left out, from the weights file's own metadata."""
+    if config is None:
+        if metadata.get("kind") != cls.__name__:
+            found = metadata.get("kind", "no description (a plain state_dict needs config=FILE.yml)")
+            raise ValueError(f"{path}: expected the weights of a {cls.__name__}, found {found}")
+        source, options = path, metadata.get("config", "")
+    else:
+        source, options = config, read_yaml(config).get(section)
+        if options is None:
+            raise ValueError(f"{config}: expected a section {section!r}, found none")
+    try:
+        return cls.Config.model_validate_json(options) if config is None else cls.Config.model_validate(options)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{source}: {in_brief(explain(error, cls.Config))}") from error
+
+
+def file_hash(path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

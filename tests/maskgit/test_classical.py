@@ -1,0 +1,65 @@
+"""classical.py: each method continues what is around the hole and leaves it alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from maskgit import classical
+
+
+def boxed(size: int = 32) -> torch.Tensor:
+    hole = torch.zeros(2, 1, size, size, dtype=torch.bool)
+    hole[:, :, 12:18, 12:18] = True
+    return hole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_a_flat_image_is_continued(method, workers):
+    flat, hole = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8), boxed()
+    filled = classical.fill(method, flat.masked_fill(hole, 128), hole, workers)
+    assert filled.shape == flat.shape and filled.dtype == torch.uint8
+    assert (filled.int() - 77).abs().max() <= 2  # Telea rounds down twice
+
+
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_known_pixels_stay_and_each_image_is_filled_alone(method):
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hole = boxed()
+    hole[1, :, :3, 5:20] = True  # another hole, and at the border
+    masked, known = images.masked_fill(hole, 128), ~hole.expand_as(images)
+    filled = classical.fill(method, masked, hole)
+    assert torch.equal(filled[known], images[known]) and not torch.equal(filled, masked)
+    assert torch.equal(classical.fill(method, masked[1:], hole[1:]), filled[1:])
+
+
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_without_a_hole_or_an_image_nothing_happens(method):
+    images = torch.full((2, 3, 16, 16), 9, dtype=torch.uint8)
+    for count in (2, 0):
+        hole = torch.zeros(count, 1, 16, 16, dtype=torch.bool)
+        assert torch.equal(classical.fill(method, images[:count], hole), images[:count])
+
+
+@pytest.mark.parametrize("edge", range(4))
+def test_biharmonic_inpainting_continues_a_ramp_to_the_border(edge):
+    """scikit-image 0.26 alone gives garbage or an IndexError there, depending on what was in memory."""
+    ramp = np.add.outer(3 * np.arange(24), 2 * np.arange(24))[..., None].repeat(3, -1).astype(np.uint8)
+    hole = np.ascontiguousarray(np.rot90(np.pad(np.ones((3, 8), bool), ((0, 21), (9, 7))), edge))
+    np.full((4096, 64), 1e18)  # what was in memory
+    filled = classical.biharmonic(np.where(hole[..., None], np.uint8(128), ramp), hole)
+    assert np.abs(filled.astype(int) - ramp)[hole].max() <= 4 and np.array_equal(filled[~hole], ramp[~hole])
+
+
+def test_what_networks_are_shown_depends_on_known_pixels_alone():
+    images, hole = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), boxed()
+    grey, filled = (classical.paint(images, hole, pre_fill) for pre_fill in (False, True))
+    assert torch.equal(grey, images.masked_fill(hole, 128))
+    assert torch.equal(filled, classical.fill("navier_stokes", grey, hole)) and not torch.equal(filled, grey)
+    repainted = torch.where(hole, 255 - images, images)
+    assert torch.equal(classical.paint(repainted, hole, True), filled)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="unknown method 'magic', expected one of: telea, navier_stokes, biharmonic"):
+        classical.fill("magic", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool))

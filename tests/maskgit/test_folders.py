@@ -1,0 +1,209 @@
+"""inputs.py: batches of images, holes and truth from folders, read when they are asked for."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskgit import folders
+from maskgit.folders import Folders, batches, chelsea
+from maskgit.inpainter import to_hole, to_images
+from maskgit.masks import FAMILIES
+
+
+def write(folder, arrays, name="image"):
+    folder.mkdir()
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{name}_{index:03}.png")
+    return folder
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """images, masks and truth of 7 pictures of 16x16 pixels: the paths, then the arrays."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(256, size=(7, 16, 16, 3), dtype=np.uint8)
+    holes = rng.random((7, 16, 16)) < 0.3
+    masked = np.where(holes[..., None], np.uint8(128), truth)
+    paths = [write(tmp_path / "images", masked), write(tmp_path / "masks", np.where(holes, 0, 255).astype(np.uint8))]
+    return *paths, write(tmp_path / "truth", truth), torch.from_numpy(truth).permute(0, 3, 1, 2), holes
+
+
+def test_a_slice_holds_images_holes_truth_and_names_of_its_files(lab):
+    images, masks, true, truth, holes = lab
+    source = Folders(images, masks, true, 16, workers=2)
+    part = source[2:5]
+    assert (len(source), len(part), source.names[2:5]) == (7, 3, part.names)
+    assert torch.equal(part.truth, truth[2:5]) and np.array_equal(part.hole[:, 0].numpy(), holes[2:5])
+    assert torch.equal(part.images, truth[2:5].masked_fill(part.hole, 128))
+    assert part.groups == ["masks"] * 3 and Folders(images, masks, None, 16, 0)[:1].truth is None
+
+
+def test_truth_from_one_file_equals_truth_from_a_folder(lab, tmp_path):
+    images, masks, _, truth, _ = lab
+    np.savez(tmp_path / "truth.npz", images=truth.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(Folders(images, masks, tmp_path / "truth.npz", 16, 1)[3:7].truth, truth[3:7])
+
+
+def test_files_are_read_with_their_batch_and_not_before(lab, monkeypatch):
+    images, masks, true, _, _ = lab
+    read = []
+    original = folders.read_pair
+    monkeypatch.setattr(folders, "read_pair", lambda *args: (read.append(args[0].name), original(*args))[1])
+    source = Folders(images, masks, true, 16, 1)
+    assert read == []
+    source[1:3]
+    assert read == ["image_001.png", "image_002.png"]
+
+
+def test_batches_cover_everything_in_order_and_read_ahead(lab, monkeypatch):
+    source = Folders(*lab[:3], 16, 1)
+    threads, original = [], Folders.__getitem__
+
+    def noted(*args):
+        threads.append(threading.current_thread())
+        return original(*args)
+
+    monkeypatch.setattr(Folders, "__getitem__", noted)
+    found = list(batches(source, 3))
+    assert [(start, len(batch)) for start, batch in found] == [(0, 3), (3, 3), (6, 1)]
+    assert torch.equal(torch.cat([batch.truth for _, batch in found]), lab[3])
+    assert threads[0] is threading.main_thread() and threading.main_thread() not in threads[1:]
+
+
+def test_no_more_than_two_batches_are_in_memory(lab):
+    """The one at work and the one read ahead: reading never runs further away."""
+    source, served = Folders(*lab[:3], 16, 1), []
+
+    class Counting:
+        __len__ = source.__len__
+
+        def __getitem__(self, window):
+            served.append(window.start)
+            return source[window]
+
+    seen = []
+    for start, _ in batches(Counting(), 2):
+        seen.append(start)
+        assert len(served) <= len(seen) + 1
+
+
+def test_wrong_truth_is_named(lab, tmp_path):
+    images, masks, true, _, _ = lab
+    (true / "image_006.png").unlink()
+    with pytest.raises(ValueError, match=r"truth: 6 true images for 7 to fill"):
+        Folders(images, masks, true, 16, 1)
+    Image.new("RGB", (8, 16)).save(true / "image_006.png")
+    with pytest.raises(ValueError, match=r"image_006\.png: 8x16, expected 16x16"):
+        Folders(images, masks, true, 16, 1)[6:7]
+
+
+def test_chelsea_has_every_family_and_slices():
+    whole = chelsea(32)
+    part = whole[3:8]
+    assert len(whole) == 6 * len(FAMILIES) and part.names == whole.names[3:8]
+    assert torch.equal(part.truth[~part.hole.expand_as(part.truth)], part.images[~part.hole.expand_as(part.images)])
+    assert (part.images[part.hole.expand_as(part.images)] == folders.GREY).all()
+
+
+# --- from Python ---
+
+PIXELS = np.random.default_rng(1).integers(256, size=(3, 16, 16, 3), dtype=np.uint8)
+IMAGES = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+MASKS = np.random.default_rng(2).random((3, 16, 16)) < 0.4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PIXELS,
+        IMAGES,
+        IMAGES / 255,
+        (IMAGES / 255).double(),
+        list(PIXELS),
+        tuple(IMAGES),
+        [Image.fromarray(one) for one in PIXELS],
+        [Image.fromarray(PIXELS[0]), PIXELS[1:2], IMAGES[2]],
+    ],
+    ids=["array", "tensor", "floats", "doubles", "arrays", "tensors", "pictures", "mixed"],
+)
+def test_images_are_the_same_whatever_they_come_as(given):
+    images = to_images(given, 16)
+    assert images.dtype == torch.uint8 and torch.equal(images, IMAGES)
+
+
+def test_one_picture_is_a_batch_of_one():
+    for given in (PIXELS[0], IMAGES[0], Image.fromarray(PIXELS[0])):
+        assert torch.equal(to_images(given, 16), IMAGES[:1])
+    for given in (MASKS[0], torch.from_numpy(MASKS[0]), Image.fromarray(~MASKS[0])):
+        assert np.array_equal(to_hole(given, 16).numpy(), MASKS[:1, None])
+
+
+def test_pictures_of_other_modes_become_rgb_and_upright():
+    grey = Image.fromarray(PIXELS[0, ..., 0])
+    assert torch.equal(to_images(grey, 16), IMAGES[:1, :1].expand(-1, 3, -1, -1))
+    assert torch.equal(to_images(Image.fromarray(PIXELS[0]).convert("RGBA"), 16), IMAGES[:1])
+    lying = Image.fromarray(PIXELS[0])
+    lying.getexif()[0x0112] = 3  # upside down
+    assert torch.equal(to_images(lying, 16), IMAGES[:1].flip(-1, -2))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        MASKS,
+        MASKS[:, None],
+        torch.from_numpy(MASKS),
+        torch.from_numpy(MASKS)[:, None],
+        list(MASKS),
+        [Image.fromarray(np.where(one, 0, 255).astype(np.uint8)) for one in MASKS],
+        [Image.fromarray(np.where(one, 127, 128).astype(np.uint8)) for one in MASKS],
+        [Image.fromarray(~one) for one in MASKS],
+    ],
+    ids=["arrays", "channel", "tensor", "tensor with channel", "list", "masks", "nearly grey", "bits"],
+)
+def test_a_hole_is_the_same_whatever_it_comes_as(given):
+    hole = to_hole(given, 16)
+    assert hole.dtype == torch.bool and np.array_equal(hole.numpy(), MASKS[:, None])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cat.png", "images: expected PIL pictures, uint8 arrays .* found str"),
+        ([], "images: expected at least one, found an empty list"),
+        (PIXELS[:0], r"images: expected at least one, found torch.uint8 \(0, 3, 16, 16\)"),
+        (PIXELS.astype(np.float32), r"uint8 arrays \(H, W, 3\) or .* found float32 \(3, 16, 16, 3\)"),
+        (IMAGES.numpy(), r"found uint8 \(3, 3, 16, 16\)"),
+        (PIXELS[..., 0], r"found uint8 \(3, 16, 16\)"),
+        (IMAGES[:, :1], r"or tensors \(3, H, W\) or \(b, 3, H, W\), found torch.uint8 \(3, 1, 16, 16\)"),
+        (torch.from_numpy(PIXELS), r"found torch.uint8 \(3, 16, 16, 3\)"),
+        (IMAGES.long(), r"images: expected uint8, or floating-point in \[0, 1\], found torch.int64"),
+        (IMAGES.float(), r"images: expected floating-point values in \[0, 1\], found others"),
+        (torch.full((3, 16, 16), torch.nan), r"images: expected floating-point values in \[0, 1\]"),
+        (IMAGES[..., :8], "images: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+        ([IMAGES[0], Image.new("RGB", (20, 12))], "images: expected 16x16 pixels, .* found 20x12"),
+    ],
+)
+def test_images_that_do_not_fit_are_described(given, message):
+    with pytest.raises(ValueError, match=message):
+        to_images(given, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("mask.png", "hole: expected PIL masks .* found str"),
+        ([], "hole: expected at least one, found an empty list"),
+        (MASKS.astype(np.uint8), r"hole: .*bool \(True: missing\) arrays .* found uint8 \(3, 16, 16\)"),
+        (torch.from_numpy(MASKS).float(), "found torch.float32"),
+        (MASKS[0, 0], r"found torch.bool \(16,\)"),
+        (MASKS[:, None].repeat(3, 1), r"found torch.bool \(3, 3, 16, 16\)"),
+        (MASKS[..., :8], "hole: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+    ],
+)
+def test_holes_that_do_not_fit_are_described(given, message):
+    with pytest.raises(ValueError, match=message):
+        to_hole(given, 16)

@@ -1,0 +1,418 @@
+"""Settings, YAML and weights files: strict, atomic, self-describing, and reading one runs no code."""
+
+import datetime
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import pydantic
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.checkpoint import build, file_hash, read_weights, replace_file, save_weights
+from models.settings import Settings, parse_yaml, read_yaml
+
+
+class NetConfig(Settings):
+    width: int = Field(ge=1)
+    shape: tuple[float, ...] = Field((1.0,), strict=False)
+
+
+class Net(nn.Module):
+    """One Linear and a buffer of integers: the smallest module with a Config."""
+
+    Config = NetConfig
+
+    def __init__(self, config: NetConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.width, 2)
+        self.register_buffer("steps", torch.tensor([1, 2**40]))
+
+
+def make(width: int = 3) -> Net:
+    torch.manual_seed(0)
+    return Net(NetConfig(width=width, shape=(0.5, 2.0)))
+
+
+def named(path) -> str:
+    """A regular expression that finds the file's name."""
+    return re.escape(Path(path).name)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        (dict(width=3, depth=1), "depth"),
+        (dict(), "width"),
+        (dict(width="3"), "width"),
+        (dict(width=3.0), "width"),
+        (dict(width=True), "width"),
+        (dict(width=0), "width"),
+        (dict(width=3, shape=(1.0, float("inf"))), r"shape\.1"),
+        (dict(width=3, shape=(float("nan"),)), r"shape\.0"),
+    ],
+)
+def test_settings_refuse_unknown_missing_mistyped_and_out_of_range_keys(options, path):
+    with pytest.raises(pydantic.ValidationError, match=rf"(?m)^{path}$"):
+        NetConfig.model_validate(options)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        NetConfig(width=3).width = 4
+
+
+# YAML
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".0001", "+1e-4", "10e-5"])
+def test_every_way_of_writing_a_float_is_a_float(text):
+    value = parse_yaml(text)
+    assert type(value) is float and value == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-12", -12),
+        ("0", 0),
+        ('"1"', "1"),
+        ("'1e-4'", "1e-4"),
+        ("1.0.0", "1.0.0"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ("1e-4x", "1e-4x"),
+        ("-", [None]),
+        (".", "."),
+        ("2024-01-02", datetime.date(2024, 1, 2)),
+        ("true", True),
+        ("null", None),
+        ("-1e3", -1000.0),
+        ("1.", 1.0),
+        ("[1, 2e0, '3']", [1, 2.0, "3"]),
+    ],
+)
+def test_other_values_stay_what_yaml_says(text, value):
+    parsed = parse_yaml(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+@settings(deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_python_prints_is_read_back(value):
+    assert parse_yaml(repr(value)) == value and type(parse_yaml(repr(value))) is float
+
+
+@settings(deadline=None)
+@given(st.integers())
+def test_every_integer_stays_an_integer(value):
+    assert parse_yaml(str(value)) == value and type(parse_yaml(str(value))) is int
+
+
+def test_our_floats_do_not_change_pyyaml_for_others():
+    assert yaml.safe_load("1e-4") == "1e-4"
+
+
+def test_yaml_cannot_build_python_objects(tmp_path):
+    file = tmp_path / "bad.yml"
+    file.write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
+    with pytest.raises(ValueError, match=r"bad\.yml: not valid YAML"):
+        read_yaml(file)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "{x: {a: 1, a: 1}}", "- {b: 1, a: 2, 'a': 3}"])
+def test_a_key_that_is_there_twice_is_named(tmp_path, text):
+    with pytest.raises(yaml.YAMLError, match="key 'a' is there twice"):
+        parse_yaml(text)
+    (tmp_path / "twice.yml").write_text(text)
+    with pytest.raises(ValueError, match=r"(?s)twice\.yml: not valid YAML: key 'a' is there twice.*line"):
+        read_yaml(tmp_path / "twice.yml")
+
+
+def test_a_merged_mapping_may_be_overridden():
+    assert parse_yaml("base: &base {a: 1, b: 2}\nmore: {<<: *base, a: 3}")["more"] == {"a": 3, "b": 2}
+
+
+def test_read_yaml_reads_a_mapping(tmp_path):
+    (tmp_path / "good.yml").write_text("a: {b: 1e-4}\nname: Käthe\n", encoding="utf-8")
+    assert read_yaml(str(tmp_path / "good.yml")) == {"a": {"b": 1e-4}, "name": "Käthe"}
+
+
+def test_read_yaml_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yml: no such config file"):
+        read_yaml(tmp_path / "none.yml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1, 2", "not valid YAML"),
+        (b"a: 2024-13-45", "not valid YAML"),
+        (b"\xff\xfe\x00\x80", "not valid YAML"),
+        (b"", "expected a mapping of options, found NoneType"),
+        (b"- 1\n- 2", "expected a mapping of options, found list"),
+    ],
+)
+def test_read_yaml_names_a_file_that_is_no_mapping(tmp_path, content, message):
+    (tmp_path / "odd.yml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"odd\.yml: {message}"):
+        read_yaml(tmp_path / "odd.yml")
+
+
+# Writing
+
+
+def test_replace_file_makes_folders_and_leaves_only_the_result(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    seen = []
+    replace_file(path, lambda temporary: (seen.append(temporary), temporary.write_text("new")))
+    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+    assert seen[0] != path and seen[0].parent == path.parent  # the same folder: a rename is atomic there
+
+
+def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of the n")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        replace_file(path, write)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupt_before_the_first_byte_leaves_nothing(tmp_path):
+    def write(temporary: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / "file.txt", write)
+    assert not list(tmp_path.iterdir())
+
+
+# Weights files
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_survive_the_round_trip_up_to_their_dtype(tmp_path, dtype):
+    net, path = make(), tmp_path / "net.safetensors"
+    save_weights(path, net, net.config, dtype, step="12")
+    tensors, metadata = read_weights(path)
+    assert metadata["kind"] == "Net" and metadata["step"] == "12"
+    assert NetConfig.model_validate_json(metadata["config"]) == net.config
+    assert tensors.keys() == net.state_dict().keys()
+    assert tensors["linear.weight"].dtype == torch.float32
+    assert torch.equal(tensors["linear.weight"], net.linear.weight.to(dtype).float())
+    assert torch.equal(tensors["steps"], net.steps) and tensors["steps"].dtype == torch.int64  # never cast
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("linear.weight").dtype == dtype
+
+
+def test_float16_is_the_default_and_saving_leaves_the_module_alone(tmp_path):
+    net = make()
+    before = net.linear.weight.clone()
+    save_weights(tmp_path / "net.safetensors", net, net.config)
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        assert file.get_tensor("linear.bias").dtype == torch.float16
+    assert torch.equal(net.linear.weight, before) and net.linear.weight.requires_grad
+
+
+def test_weights_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "other").write_text("")
+    save_weights(tmp_path / "net.safetensors", make(), make().config)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_tensor_that_is_not_contiguous_is_saved(tmp_path):
+    net = make()
+    net.linear.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2).T)
+    save_weights(tmp_path / "net.safetensors", net, net.config, torch.float32)
+    assert torch.equal(read_weights(tmp_path / "net.safetensors")[0]["linear.weight"], net.linear.weight)
+
+
+def test_build_returns_the_same_frozen_module(tmp_path):
+    net, path = make(), tmp_path / "net.safetensors"
+    save_weights(path, net, net.config, torch.float32)
+    loaded = build(Net, path)
+    assert loaded.config == net.config and not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_plain_state_dict_needs_a_config(tmp_path, legacy):
+    net, path, yml = make(), tmp_path / "net.pt", tmp_path / "net.yml"
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    yml.write_text("net: {width: 3, shape: [0.5, 2]}")
+    with pytest.raises(ValueError, match=r"net\.pt: expected the weights of a Net, found no desc.*config=FILE\.yml"):
+        build(Net, path)
+    for config in (net.config, yml, str(yml)):
+        assert torch.equal(build(Net, path, config, "net").linear.weight, net.linear.weight)
+
+
+def test_the_weights_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_weights(path, nn.Linear(3, 2), NetConfig(width=3))
+    with pytest.raises(ValueError, match=r"other\.safetensors: expected the weights of a Net, found Linear"):
+        build(Net, path)
+
+
+def test_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
+    net, path = make(), tmp_path / "net.safetensors"
+    save_weights(path, net, net.config)
+    with pytest.raises(ValueError, match=r"net\.safetensors.*linear\.weight is \(2, 3\), expected \(2, 4\)"):
+        build(Net, path, NetConfig(width=4))
+
+
+def test_of_many_misfits_three_are_named_one_of_each_kind_first(tmp_path):
+    state = {"linear.weight": torch.zeros(5), **{f"more.{number}": torch.zeros(1) for number in range(200)}}
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt: does not fit this Net: ") as raised:
+        build(Net, tmp_path / "net.pt", NetConfig(width=3))
+    told = str(raised.value).partition("this Net: ")[2].split("; ")
+    assert told[:3] == ["missing steps", "unexpected more.0", "linear.weight is (5,), expected (2, 3)"]
+    assert told[3:] == ["and 200 more"]
+
+
+@pytest.mark.parametrize(("key", "change"), [("linear.bias", "missing"), ("linear.more", "unexpected")])
+def test_weights_with_a_key_too_few_or_too_many_are_refused_by_its_name(tmp_path, key, change):
+    state, path = dict(make().state_dict()), tmp_path / "net.pt"
+    if change == "missing":
+        del state[key]
+    else:
+        state[key] = torch.zeros(1)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=rf"net\.pt: does not fit this Net: {change} {re.escape(key)}$"):
+        build(Net, path, NetConfig(width=3))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("other: {width: 3}", "expected a section 'net', found none"),
+        ("net:", "expected a section 'net', found none"),
+        ("net: {width: wide}", r"width: Input should be a valid integer, found 'wide'$"),
+        ("net: {width: 3, depth: 2}", r"depth: unknown key, known are: width, shape$"),
+    ],
+)
+def test_a_config_file_that_does_not_fit_is_named(tmp_path, text, message):
+    torch.save(make().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "net.yml").write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)net\.yml: {message}"):
+        build(Net, tmp_path / "net.pt", tmp_path / "net.yml", "net")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"config": "{"}, {"config": '{"width": 3, "depth": 1}'}])
+def test_a_weights_file_that_describes_itself_badly_is_named(tmp_path, metadata):
+    save_file(dict(make().state_dict()), tmp_path / "net.safetensors", {"kind": "Net"} | metadata)
+    with pytest.raises(ValueError, match=r"net\.safetensors: "):
+        build(Net, tmp_path / "net.safetensors")
+
+
+# Reading what is no weights file
+
+
+class Bomb:
+    """Unpickling this makes a folder: any code could run in its place."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return Path.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, form):
+    made, path = tmp_path / "made", tmp_path / "evil.pt"
+    content = {"linear.weight": torch.zeros(2, 3), "linear.bias": Bomb(made)}
+    if form == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match=r"evil\.pt: refused, it holds more than plain tensors"):
+        read_weights(path)
+    assert not made.exists()
+    if form == "plain pickle":
+        pickle.loads(path.read_bytes())
+        assert made.exists()  # the bomb was live
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": {"w": torch.zeros(1)}}, {"w": torch.zeros(1), "epoch": 3}, [torch.zeros(1)], {0: torch.zeros(1)}],
+    ids=["nested", "epoch", "list", "numbered"],
+)
+def test_only_a_dictionary_of_tensors_counts_as_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd\.pt: expected a state_dict of tensors"):
+        read_weights(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.pt", "."])
+def test_a_missing_weights_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"{named(tmp_path / name)}: no such weights file"):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.99])
+def test_a_truncated_weights_file_is_named(tmp_path, name, keep):
+    net, path = make(), tmp_path / name
+    if name.endswith(".pt"):
+        torch.save(net.state_dict(), path)
+    else:
+        save_weights(path, net, net.config)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ValueError, match=rf"{named(path)}: "):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["page.safetensors", "page.pt"])
+def test_a_web_page_saved_as_weights_is_named(tmp_path, name):
+    (tmp_path / name).write_text("<!DOCTYPE html><html><body>404: not found</body></html>")
+    with pytest.raises(ValueError, match=rf"{named(tmp_path / name)}: "):
+        read_weights(tmp_path / name)
+
+
+def test_plain_state_dicts_come_as_float32_without_metadata(tmp_path):
+    state = {"a": torch.ones(2, dtype=torch.float64), "b": torch.ones(2).half(), "c": torch.ones(2, dtype=torch.bool)}
+    torch.save(state, tmp_path / "plain.pt")
+    tensors, metadata = read_weights(str(tmp_path / "plain.pt"))
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
+        "a": torch.float32,
+        "b": torch.float32,
+        "c": torch.bool,
+    }
+    assert metadata == {} and all(isinstance(tensor, Tensor) for tensor in tensors.values())
+
+
+def test_a_safetensors_file_of_others_needs_no_metadata(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
+    tensors, metadata = read_weights(tmp_path / "plain.safetensors")
+    assert metadata == {} and torch.equal(tensors["a"], torch.ones(2))
+
+
+def test_file_hash_is_sha256(tmp_path):
+    (tmp_path / "file").write_bytes(b"cats")
+    assert file_hash(tmp_path / "file") == hashlib.sha256(b"cats").hexdigest()
+    (tmp_path / "file").write_bytes(b"cat")
+    assert file_hash(str(tmp_path / "file")) != hashlib.sha256(b"cats").hexdigest()

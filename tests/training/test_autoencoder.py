@@ -1,0 +1,321 @@
+"""autoencoder.py: losses, GAN, accumulation and validation of stage 1."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from training_runs import IMAGES, TRAIN, VAL, events, gradients, step, train
+
+from config import load_config
+from evaluation.metrics import psnr
+from maskgit.classical import paint
+from maskgit.data import Maps, to_float
+from maskgit.decoding import fill
+from maskgit.masks import make_holes, to_hidden
+from models.checkpoint import read_weights, save_weights
+from models.transformer import Transformer
+from models.vqgan import VQGAN
+from training import autoencoder
+from training.autoencoder import Piece, Stage1, random_crops
+from training.run import apply_gradients
+
+
+def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> Stage1:
+    """A Stage1 of the tiny config; `gan__weight=0` would read vqgan_training.gan.weight."""
+    keys = {"vqgan_training." + key.replace("__", "."): value for key, value in overrides.items()}
+    torch.manual_seed(0)
+    return Stage1(load_config(config_file, keys), torch.device("cpu"), Maps.of(train), val)
+
+
+def test_stage_1_learns_a_few_pictures_by_heart(tiny_config_once):
+    stage = stage1(tiny_config_once, TRAIN[:4], TRAIN[:4], learning_rate=5e-3, adversarial__weight=0.0)
+    stage.flip = False
+    losses = [float(step(stage, number, 4)["l1"]) for number in range(100)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_the_gan_starts_at_its_epoch_and_trains_its_discriminator(tiny_config_once):
+    stage = stage1(tiny_config_once, adversarial__start=1.5)
+    before = [parameter.clone() for parameter in stage.discriminator.parameters()]
+    keys, moved = [], []
+    for number in range(4):
+        keys.append(set(step(stage, number, 4)))
+        moved.append(any(not torch.equal(*pair) for pair in zip(before, stage.discriminator.parameters(), strict=True)))
+    assert stage.gan_start == 3 and moved == [False, False, False, True]
+    assert [bool(found & {"gan", "discriminator"}) for found in keys] == [False, False, False, True]
+
+
+def test_the_discriminator_learns_from_its_own_loss_only(tiny_config_once, monkeypatch):
+    """The generator's pass leaves gradients in the discriminator, which must not add up with its own."""
+    stage, seen = stage1(tiny_config_once, adversarial__start=0.0), []
+
+    def spy(loss, optimizer, parameters, clip):
+        parameters = list(parameters)
+        seen.append([parameter.grad.clone() for parameter in parameters])
+        apply_gradients(loss, optimizer, parameters, clip)
+
+    monkeypatch.setattr(autoencoder, "apply_gradients", spy)
+    stage.flip = False
+    images = to_float(TRAIN[:4])
+    output = stage.model.eval()(images)[0].detach()
+    stage.model.codebook.eval()
+    loss = autoencoder.discriminator_loss(*stage.discriminator(torch.cat((images, output))).chunk(2))
+    expected = torch.autograd.grad(loss, list(stage.discriminator.parameters()))
+    step(stage, 0, 4)
+    for found, wanted in zip(seen[1], expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_without_a_gan_there_is_no_discriminator(tiny_config_once):
+    stage = stage1(tiny_config_once, adversarial__weight=0.0)
+    assert stage.discriminator is None and set(stage.optimizers) == {"generator"} and not stage.modules
+    assert {"gan", "discriminator"}.isdisjoint(step(stage, 99, 4))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(tiny_config_once):
+    stage = stage1(tiny_config_once, l1=2.0, l2=3.0)
+    output, images = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    loss, parts = stage.reconstruction_loss(output, output, images, crop=0)
+    assert float(loss) == 2 * 0.5 + 3 * 0.25 and float(parts["l1"]) == 0.5 and float(parts["l2"]) == 0.25
+
+
+def test_lpips_looks_at_a_crop_in_training_and_at_whole_images_in_validation(tiny_config_once, monkeypatch):
+    seen = []
+
+    class Stub(nn.Module):
+        def __init__(self, net, weights):
+            super().__init__()
+            assert (net, weights) == ("alex", "a.pt")
+
+        def forward(self, images, truth):
+            seen.append(tuple(images.shape))
+            return (images - truth).abs().mean(dim=(1, 2, 3)) * 0 + 7
+
+    monkeypatch.setattr(autoencoder, "Perceptual", Stub)
+    perceptual = {"net": "alex", "weights": "a.pt", "weight": 0.5, "crop": 10}
+    stage = stage1(tiny_config_once, perceptual=perceptual, adversarial__weight=0.0)
+    losses = step(stage, 0, 4)
+    assert float(losses["lpips"]) == 7
+    assert float(losses["loss"]) == pytest.approx(float(losses["l1"] + losses["codebook"]) + 0.5 * 7, rel=1e-5)
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+    assert figures["lpips"] == 7 and figures["score"] == pytest.approx(figures["l1"] + 3.5, rel=1e-5)
+    assert seen == [(4, 3, 10, 10), (4, 3, 16, 16)]
+
+
+def test_validation_figures_are_those_of_the_images(tiny_config_once):
+    stage = stage1(tiny_config_once, validate_on=3, l2=1.0)
+    assert sum(len(piece.images) for piece in stage.val) == 3
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+        output, tokens, _ = stage.model(to_float(VAL[:3]))
+    output, truth = output.clamp(0, 1), to_float(VAL[:3])
+    assert figures["psnr"] == pytest.approx(float(psnr(output, truth).mean()), rel=1e-5)
+    assert figures["score"] == pytest.approx(float(F.l1_loss(output, truth) + F.mse_loss(output, truth)), rel=1e-5)
+    assert figures["code_usage"] == len(tokens.unique()) / 16
+    assert torch.equal(figures["pictures"][:, :16, :16], VAL[0]) and figures["pictures"].shape == (3, 34, 3 * 18 - 2)
+
+
+def test_validation_in_pieces_of_64_equals_the_whole(tiny_config_once):
+    val = IMAGES[torch.arange(70) % 12]
+    stage = stage1(tiny_config_once, val=val)
+    with torch.no_grad():
+        figures = stage.validate(stage.model.eval())
+        output = stage.model(to_float(val))[0].clamp(0, 1)
+    assert figures["l1"] == pytest.approx(float(F.l1_loss(output, to_float(val))), rel=1e-5)
+    assert figures["pictures"].shape == (3, 34, 8 * 18 - 2)
+
+
+def test_flips_mirror_each_image_or_leave_it(tiny_config_once):
+    stage = stage1(tiny_config_once, TRAIN[torch.arange(64) % 8])
+    flipped = stage.fetch(0, torch.arange(64))[0].images
+    pairs = list(zip(flipped, stage.train.stack(), strict=True))
+    mirrored = [torch.equal(out, image.flip(-1)) for out, image in pairs]
+    kept = [torch.equal(out, image) for out, image in pairs]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True)) and 16 < sum(mirrored) < 48
+    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, flipped)
+    assert not torch.equal(stage.fetch(1, torch.arange(64))[0].images, flipped)
+    stage.flip = False
+    assert torch.equal(stage.fetch(0, torch.arange(64))[0].images, stage.train.stack())
+
+
+def test_crops_cut_the_same_square_of_images_and_truth():
+    torch.manual_seed(0)
+    images = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 8, 8)
+    corners = set()
+    for _ in range(40):
+        crop, truth = random_crops(images, -images, 6)
+        assert crop.shape == (2, 3, 6, 6) and torch.equal(crop, -truth)
+        corners.add(int(crop[0, 0, 0, 0]))
+    assert corners == {8 * top + left for top in range(3) for left in range(3)}  # the borders too
+    for size in (0, 8, 20):
+        assert random_crops(images, -images, size)[0] is images
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch_in_stage_1(tiny_config, monkeypatch):
+    text = tiny_config.read_text().replace("ema_decay: 0.9", "ema_decay: 0.0")  # EMA codes move from piece to piece
+    tiny_config.write_text(text)
+    whole, cut = (stage1(tiny_config, batch_size=8, accumulate=n, adversarial__weight=0.0) for n in (1, 4))
+    whole.flip = cut.flip = False
+    expected, loss = gradients(autoencoder, monkeypatch, whole, 8)
+    found, accumulated = gradients(autoencoder, monkeypatch, cut, 8)
+    assert accumulated == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_tensorboard_holds_losses_rates_codes_and_pictures_of_stage_1(trained):
+    log = events(trained[0], "vqgan")
+    tags = set(log.Tags()["scalars"])
+    assert tags >= {f"train/{key}" for key in ("loss", "l1", "l2", "gan", "discriminator", "codebook", "code_usage")}
+    assert tags >= {"val/score", "val/psnr", "val/code_usage", "learning_rate/generator", "learning_rate/discriminator"}
+    assert [event.step for event in log.Scalars("val/score")] == [2, 4, 6, 8, 10]
+    rates = {event.step: event.value for event in log.Scalars("learning_rate/generator")}
+    assert [rates[step] / 0.002 for step in (2, 4, 6, 8, 10)] == pytest.approx([1, 1, 1, 0.5, 0.25])  # those just used
+    assert all(0 < event.value <= 1 for event in log.Scalars("val/code_usage"))
+    assert all(math.isfinite(event.value) for tag in tags for event in log.Scalars(tag))
+    picture = log.Images("val/pictures")[-1]
+    assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)  # 4 pictures above their reconstructions
+
+
+# --- stage 1b: the decoder learns to read known pixels ---
+
+KNOWN = {
+    "vqgan.decoder.known_width": 4,
+    "vqgan_training.holes": {"box": 1.0, "walk": 1.0, "all": 1.0},
+    "vqgan_training.token_noise": 0.5,
+}
+
+
+@pytest.fixture
+def stage1b(trained, tiny_config_once):
+    """A Stage1 on top of the trained VQGAN, its decoder with a branch for known pixels."""
+
+    def make(**changes) -> Stage1:
+        keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors")} | changes
+        torch.manual_seed(0)
+        return Stage1(load_config(tiny_config_once, keys), torch.device("cpu"), Maps.of(TRAIN), VAL)
+
+    return make
+
+
+def test_stage_1b_starts_as_the_decoder_it_was_given(stage1b, trained):
+    model, plain = stage1b().model.eval(), VQGAN.load(trained[0] / "vqgan.safetensors")
+    images, hole = to_float(VAL), make_holes("box", len(VAL), 16)
+    tokens = plain.encode(images)
+    assert torch.equal(model.encode(images), tokens)
+    assert torch.equal(model.decode(tokens, images, hole), plain.decode(tokens))
+
+
+def test_stage_1b_moves_the_decoder_and_no_token(stage1b):
+    stage = stage1b(**{"vqgan_training.adversarial.weight": 0.1, "vqgan_training.adversarial.start": 0})
+    before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
+    key = stage.model.tokens_key()
+    for number in range(3):
+        losses = step(stage, number, 4)
+    assert "gan" in losses and float(losses["codebook"]) == 0 and stage.model.tokens_key() == key
+    for name, tensor in stage.model.state_dict().items():
+        frozen = name.startswith(("encoder.", "quant_conv.", "codebook."))
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_stage_1b_learns_to_use_the_known_pixels(stage1b):
+    stage = stage1b(**{"vqgan_training.holes": {"box": 1.0}, "vqgan_training.learning_rate": 5e-3,
+                       "vqgan_training.adversarial.weight": 0.0})  # fmt: skip
+    with torch.no_grad():
+        start = stage.validate(stage.model.eval())
+    for number in range(60):
+        step(stage, number, 8)
+    with torch.no_grad():
+        end = stage.validate(stage.model.eval())
+    assert end["l1"] < 0.8 * start["l1"]
+
+
+def test_a_step_of_stage_1b_draws_holes_and_swaps_as_a_function_of_the_step(stage1b):
+    stage = stage1b()
+    first, again, other = (stage.fetch(number, torch.arange(8))[0] for number in (3, 3, 4))
+    assert torch.equal(first.hole, again.hole) and torch.equal(first.swaps, again.swaps)
+    assert not (torch.equal(first.hole, other.hole) and torch.equal(first.swaps, other.swaps))
+    assert first.hole.shape == (8, 1, 16, 16) and first.swaps.shape == (8, 16)
+    assert 0 < (first.swaps >= 0).float().mean() < 0.5 and first.swaps.max() < stage.near.shape[1]
+    assert (stage1b(**{"vqgan_training.token_noise": 0.0}).fetch(3, torch.arange(8))[0].swaps == -1).all()
+
+
+def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
+    stage = stage1b()
+    images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
+    tokens = stage.model.encode(images)
+    swaps = torch.zeros_like(tokens)  # everyone takes its nearest neighbour
+    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, swaps))
+    hidden = to_hidden(hole, 4)
+    assert torch.equal(found[~hidden], tokens[~hidden]) and (found[hidden] != tokens[hidden]).all()
+    vectors = stage.model.codebook.vectors()
+    distances = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+    assert torch.equal(found[hidden], distances.argmin(dim=1)[tokens[hidden]])
+    known = ~hole.expand_as(images)
+    assert torch.equal(shown[known], images[known])
+
+
+@pytest.mark.parametrize("pre_filled", [False, True])
+def test_stage_1b_shows_the_decoder_what_inference_will(stage1b, pre_filled):
+    """Partly missing cells that are known keep the tokens of the painted picture, hidden ones those of the truth."""
+    keys = {"vqgan.decoder.pre_filled": pre_filled, "decoding.pre_fill": True, "decoding.token_rule": "majority"}
+    stage = stage1b(**keys, **{"vqgan_training.token_noise": 0.0})
+    (piece,) = stage.fetch(3, torch.arange(8))
+    assert torch.equal(piece.painted, paint(piece.images, piece.hole, pre_fill=True))
+    assert all(torch.equal(part.painted, paint(part.images, part.hole, pre_fill=True)) for part in stage.val)
+    images, painted, hidden = to_float(piece.images), to_float(piece.painted), to_hidden(piece.hole, 4, rule="majority")
+    seen = []
+    _, output, shown, found, _ = stage.decoded(lambda *given: seen.append(given) or stage.model(*given), piece)
+    truth, given = stage.model.encode(images), stage.model.encode(painted)
+    assert torch.equal(found, torch.where(hidden, truth, given)) and not torch.equal(found, truth)
+    assert torch.equal(seen[0][0], painted)  # never the truth in the hole
+    assert torch.equal(shown, torch.where(piece.hole, output, images))
+
+
+def test_a_decoder_that_reads_a_first_guess_learns_from_it(tiny_config_once, trained):
+    keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors"), "vqgan.decoder.pre_filled": True}
+    with pytest.raises(ValueError, match=r"set decoding\.pre_fill"):
+        load_config(tiny_config_once, keys)
+
+
+def test_stage_1b_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
+    with pytest.raises(ValueError, match=r"known_width and vqgan_training\.init"):
+        load_config(tiny_config_once, {"vqgan_training.holes": {"box": 1.0}})
+
+
+def test_guessed_tokens_are_the_transformers_and_only_where_hidden(stage1b, trained):
+    guesses = {"transformer": str(trained[0] / "transformer.safetensors"), "share": 0.5, "total_iter": 2}
+    stage = stage1b(**{"vqgan_training.guesses": guesses})
+    images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
+    tokens, hidden = stage.model.encode(images), to_hidden(hole, 4)
+    seeds = torch.arange(len(TRAIN)).masked_fill(torch.arange(len(TRAIN)) % 2 == 0, -1)
+    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, seeds=seeds))
+    assert torch.equal(found[::2], tokens[::2]) and torch.equal(found[~hidden], tokens[~hidden])
+    transformer = stage.transformer
+    wanted = fill(transformer.of_hidden, tokens[1::2], hidden[1::2], transformer.mask_id, stage.decoding, [1, 3, 5, 7])
+    assert torch.equal(found[1::2], wanted) and not torch.equal(wanted, tokens[1::2])
+    known = ~hole.expand_as(images)
+    assert torch.equal(shown[known], images[known])
+    first, again = (stage.fetch(3, torch.arange(8))[0].seeds for _ in range(2))
+    assert torch.equal(first, again) and 0 < (first >= 0).sum() < 8
+    assert {"loss", "l1"} <= set(step(stage, 3, 4)) and not any(p.requires_grad for p in transformer.parameters())
+
+
+def test_guesses_need_holes_and_a_transformer_that_fits(stage1b, trained, tiny_config_once, tmp_path):
+    guesses = {"vqgan_training.guesses.transformer": str(trained[0] / "transformer.safetensors")}
+    with pytest.raises(ValueError, match=r"set vqgan_training\.holes"):
+        load_config(tiny_config_once, guesses)
+    small = load_config(tiny_config_once, {"vqgan.codebook.codes": 8, "transformer.codes": 8}).transformer
+    save_weights(tmp_path / "small.safetensors", Transformer(small), small)
+    with pytest.raises(ValueError, match=r"small\.safetensors: \(tokens, codes\) \(16, 8\), expected \(16, 16\)"):
+        stage1b(**{"vqgan_training.guesses.transformer": str(tmp_path / "small.safetensors")})
+
+
+def test_a_gan_keeps_its_last_weights_and_others_their_best(tiny_config_once, tmp_path, monkeypatch):
+    scores = iter([1.0, 2.0] * 2)
+    monkeypatch.setattr(Stage1, "validate", lambda self, model: {"score": next(scores)})
+    for keep, step_kept in (("best", "2"), ("last", "4")):
+        out = train("vqgan", tiny_config_once, tmp_path / keep, "--epochs", "2", f"--vqgan_training.keep={keep}")
+        assert read_weights(out / "vqgan.safetensors")[1]["step"] == step_kept

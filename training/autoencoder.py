@@ -1,0 +1,240 @@
+"""Stage 1: what a step of training a VQGAN does, and of finetuning its decoder beside known pixels."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import Config
+from evaluation.metrics import code_usage, hole_psnr, psnr
+from maskgit.classical import paint
+from maskgit.data import Maps, to_float, to_uint8
+from maskgit.decoding import fill
+from maskgit.hiding import HoleMixture
+from maskgit.masks import composite, make_holes, to_hidden
+from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from models.distributed import summed
+from models.perceptual import Perceptual
+from models.transformer import Transformer
+from models.vqgan import VQGAN
+from training.run import apply_gradients, cut, parallel, pieces_of, staged, start_from
+from utils import autocast, grid, memory_format, mix
+
+NEAR = 32  # the codes that token noise draws from
+
+
+def random_crops(
+    images: Tensor, truth: Tensor, size: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same random square of all images (b, c, H, W) and their truth; whole images where `size` is 0."""
+    height, width = images.shape[-2:]
+    if not size or size >= min(height, width):
+        return images, truth
+    top, left = (int(torch.randint(side - size + 1, (), generator=generator)) for side in (height, width))
+    window = (..., slice(top, top + size), slice(left, left + size))
+    return images[window], truth[window]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a step needs of some images; all but these in stage 1b alone."""
+
+    images: Tensor  # (b, 3, H, W) uint8
+    hole: Tensor | None = None  # (b, 1, H, W) bool
+    painted: Tensor | None = None  # (b, 3, H, W) uint8: the images as inference sees them, by `classical.paint`
+    swaps: Tensor | None = None  # (b, n) long: which of the codes near its own a token takes, -1: its own
+    seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
+
+
+class Stage1:
+    """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
+
+    With `holes` (stage 1b) encoder and codebook are frozen, so the tokens stay what they are; the decoder sees the
+    known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the composite.
+    """
+
+    def __init__(self, config: Config, device: torch.device, train: Maps, val: Tensor):
+        self.settings, self.flip, self.device = config.vqgan_training, config.data.flip, device
+        self.train = train
+        self.layout = memory_format(device, self.settings.precision)
+        self.model = VQGAN(config.vqgan).to(device, memory_format=self.layout)
+        if self.settings.init:
+            start_from(self.model, self.settings.init, new=("decoder.known.", "decoder.joins."))
+        guesses, self.holes, self.transformer = self.settings.guesses, None, None
+        # what it forgets it would read from the true tokens underneath
+        self.decoding = config.decoding.changed(total_iter=guesses.total_iter, forget=False)
+        if self.settings.holes:
+            self.holes = HoleMixture(self.settings.holes, config.vqgan.image_size, seed=self.settings.seed)
+            for frozen in (self.model.encoder, self.model.quant_conv, self.model.codebook):
+                frozen.requires_grad_(False)
+            vectors = self.model.codebook.vectors()
+            self.near = torch.cdist(vectors, vectors).topk(min(NEAR + 1, self.codes), largest=False).indices[:, 1:]
+        if guesses.transformer:
+            self.transformer = Transformer.load(guesses.transformer).to(device)
+            made, taken = (config.transformer.tokens, self.codes), self.transformer.config
+            if made != (taken.tokens, taken.codes):
+                raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
+        self.val = self._val_pieces(val[: self.settings.validate_on or None])
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.network = parallel(self.model, self.settings.compile)
+        rate, betas = self.settings.learning_rate, self.settings.betas
+        self.optimizer = torch.optim.Adam(self.parameters, rate, betas, fused=True)
+        perceptual, gan = self.settings.perceptual, self.settings.adversarial
+        place = {"device": device, "memory_format": self.layout}
+        self.perceptual = Perceptual(perceptual.net, perceptual.weights).to(**place) if perceptual.weight else None
+        self.discriminator = PatchDiscriminator(gan.width, gan.layers).to(**place) if gan.weight else None
+        self.optimizers, self.modules = {"generator": self.optimizer}, {}
+        if self.discriminator:
+            self.critic = parallel(self.discriminator)  # for its own update; the generator's moves no discriminator
+            critics = self.discriminator.parameters()
+            self.optimizers["discriminator"] = torch.optim.Adam(critics, gan.learning_rate, (0.5, 0.9), fused=True)
+            self.modules["discriminator"] = self.discriminator
+        self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
+
+    def _val_pieces(self, images: Tensor) -> list[Piece]:
+        """In stage 1b with thick holes, their tokens guessed where there is a transformer."""
+        if not self.holes:
+            return [Piece(part) for part in images.split(64)]
+        hole = make_holes("thick", len(images), images.shape[-1], seed=1)
+        parts = zip(*(x.split(64) for x in (images, hole, paint(images, hole, self.decoding.pre_fill))), strict=True)
+        return [Piece(*part, seeds=torch.arange(len(part[0])) if self.transformer else None) for part in parts]
+
+    def images(self, source: Tensor) -> Tensor:
+        """uint8 -> float in [0, 1] on the device."""
+        return to_float(source.to(self.device, non_blocking=True)).contiguous(memory_format=self.layout)
+
+    def reconstruction_loss(
+        self, output: Tensor, shown: Tensor, images: Tensor, crop: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L1 and L2 of the decoder's output, LPIPS of what is `shown`, weighted: a scalar, and its parts.
+
+        `generator` places the crop.
+        """
+        parts = {"l1": F.l1_loss(output, images), "l2": F.mse_loss(output, images)}
+        loss = self.settings.l1 * parts["l1"] + self.settings.l2 * parts["l2"]
+        if self.perceptual:
+            parts["lpips"] = self.perceptual(*random_crops(shown, images, crop, generator)).mean()
+            loss = loss + self.settings.perceptual.weight * parts["lpips"]
+        return loss, parts
+
+    def fetch(self, step: int, indices: Tensor) -> list[Piece]:
+        """The pieces of a step's batch: this process's share of the images `indices`, half of them mirrored."""
+        generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
+        size = self.model.config.image_size
+        windows = self.train.draw(indices, size, generator)
+        mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
+        count = self.settings.accumulate
+        holes, swaps, seeds = ([None] * count for _ in range(3))
+        if self.holes:
+            holes = cut(self.holes(len(indices), generator), count)
+            shape = (len(indices), self.model.config.grid**2)
+            shares = self.settings.token_noise * torch.rand(len(indices), 1, generator=generator)
+            swapped = torch.rand(shape, generator=generator) < shares
+            choices = torch.randint(self.near.shape[1], shape, generator=generator)
+            swaps = cut(choices.masked_fill(~swapped, -1), count)
+        if self.transformer:
+            guessed = torch.rand(len(indices), generator=generator) < self.settings.guesses.share
+            drawn = torch.randint(2**31, (len(indices),), generator=generator)
+            seeds = cut(drawn.masked_fill(~guessed, -1), count)
+        pieces = []
+        for rows, flips, hole, *rest in zip(
+            cut(windows, count), cut(mirrored, count), holes, swaps, seeds, strict=True
+        ):
+            images = self.train.read(rows, size)
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+            painted = None if hole is None else paint(images, hole, self.decoding.pre_fill)
+            parts = (images, hole, painted, *rest)
+            pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in parts)))
+        return pieces
+
+    def decoded(self, network: nn.Module, piece: Piece) -> tuple[Tensor, ...]:
+        """The images in [0, 1], the decoder's output and what is shown of it (b, 3, H, W), tokens (b, n), codebook
+        loss ().
+
+        In stage 1b hidden tokens are those of the images, or swapped, or guessed; known ones those of what is painted.
+        """
+        images = self.images(piece.images)
+        if piece.hole is None:
+            output, tokens, loss = network(images)
+            return images, output.float(), output.float(), tokens, loss
+        painted = self.images(piece.painted)
+        hole, swaps, seeds = (
+            x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps, piece.seeds)
+        )
+        hidden = to_hidden(hole, self.model.config.grid, rule=self.decoding.token_rule)
+        with torch.no_grad(), autocast(self.device, "float32"):
+            tokens = torch.where(hidden, self.model.encode(images), self.model.encode(painted))
+        if swaps is not None:
+            swapped = hidden & (swaps >= 0)
+            similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
+            tokens = torch.where(swapped, similar, tokens)
+        if seeds is not None and (guessed := seeds >= 0).any():
+            with autocast(self.device, self.settings.precision):
+                tokens[guessed] = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed],
+                                       self.transformer.mask_id, self.decoding, seeds[guessed].tolist())  # fmt: skip
+        output, tokens, loss = network(painted, hole, tokens)
+        return images, output.float(), composite(output.float(), images, hole), tokens, loss
+
+    def update(self, step: int, pieces: list[Piece]) -> dict[str, Tensor]:
+        """One step of both optimizers on what `fetch` made."""
+        adversarial = self.discriminator is not None and step >= self.gan_start
+        total, outputs, losses = torch.zeros((), device=self.device), [], {}
+        crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
+        for piece in pieces_of(self.network, pieces):
+            with autocast(self.device, self.settings.precision):
+                images, output, shown, tokens, codebook = self.decoded(self.network, piece)
+                loss, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
+                if adversarial:
+                    fooled = generator_loss(self.discriminator(shown).float())
+                    losses["gan"] = fooled
+                    weight = adaptive_weight(loss, fooled, self.model.decoder.last_layer)
+                    loss = loss + self.settings.adversarial.weight * weight * fooled
+            loss = (loss + codebook) / len(pieces)
+            loss.backward()
+            total += loss.detach()
+            outputs.append((images, shown.detach()))
+        apply_gradients(total, self.optimizer, self.parameters, self.settings.clip)
+        uses = summed(torch.zeros(self.codes, device=self.device).index_fill_(0, tokens.flatten(), 1.0))
+        losses |= {"loss": total, "codebook": codebook, "code_usage": (uses > 0).float().mean()}
+        if adversarial:
+            losses["discriminator"] = self._update_discriminator(outputs)
+        return {key: value.detach() for key, value in losses.items()}
+
+    @property
+    def codes(self) -> int:
+        return self.model.config.codebook.codes
+
+    def _update_discriminator(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        optimizer, total = self.optimizers["discriminator"], torch.zeros((), device=self.device)
+        optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients there
+        for images, output in pieces_of(self.critic, outputs):
+            with autocast(self.device, self.settings.precision):
+                logits = self.critic(torch.cat((images, output))).float()
+            loss = discriminator_loss(*logits.chunk(2)) / len(outputs)
+            loss.backward()
+            total += loss.detach()
+        apply_gradients(total, optimizer, self.discriminator.parameters(), self.settings.clip)
+        return total
+
+    def validate(self, model: nn.Module) -> dict:
+        """Mean loss, PSNR in dB (in stage 1b: in the hole), LPIPS and the share of codes used; a few pictures."""
+        sums, tokens, pictures = {}, [], []
+        for piece in self.val:
+            with autocast(self.device, self.settings.precision):
+                images, output, shown, ids, _ = self.decoded(model, piece)
+                loss, parts = self.reconstruction_loss(output.clamp(0, 1), shown.clamp(0, 1), images, crop=0)
+            shown = shown.clamp(0, 1)
+            hole = None if piece.hole is None else piece.hole.to(self.device)
+            quality = psnr(shown, images) if hole is None else hole_psnr(shown, images, hole)
+            parts |= {"score": loss, "psnr": quality.mean()}
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + float(value) * len(images)
+            tokens.append(ids.cpu())
+            if not pictures:
+                given = [] if hole is None else [piece.painted[:8]]
+                pictures = [piece.images[:8], *given, to_uint8(shown[:8]).cpu()]
+        count = sum(len(piece.images) for piece in self.val)
+        figures = {key: value / count for key, value in sums.items()}
+        figures["code_usage"] = code_usage(torch.cat(tokens), self.codes)
+        return figures | {"pictures": grid(torch.cat(pictures), columns=len(pictures[0]))}

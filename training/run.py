@@ -1,0 +1,327 @@
+"""What both training stages share: one `Run` that steps, averages, validates, logs, saves and resumes.
+
+Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
+is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
+In the folder of a run: NAME.safetensors (the averaged weights, best or last: all that inference needs), NAME_last.pt
+(everything that --resume needs), tensorboard/, and with them cache/ (see data.Store) and profile/ (--profile).
+"""
+
+import contextlib
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from config import DataConfig, TrainingConfig
+from maskgit.data import ImageDataset, Store
+from models.checkpoint import load_tensors, read_weights, replace_file, save_weights
+from models.distributed import mean, rank, world
+from utils import first_on_machine, log, mix, profile
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or a gradient became NaN or infinite; checkpoints written before are intact."""
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of `model`'s parameters and buffers; the decay grows as (1 + t) / (10 + t)."""
+
+    @torch.no_grad()
+    def average(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
+        rate = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        if averages[0].is_floating_point():  # one call has tensors of one type
+            torch._foreach_lerp_(averages, currents, rate)
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
+
+
+def start_from(model: nn.Module, path: str, new: tuple[str, ...] = ()) -> None:
+    """Copies the weights file `path` into `model`; only keys that begin with one of `new` may be missing there.
+
+    Raises ValueError where it does not fit.
+    """
+    tensors = read_weights(path)[0]
+    fresh = {key: value for key, value in model.state_dict().items() if key.startswith(new)} if new else {}
+    load_tensors(model, fresh | tensors, path)
+
+
+def open_store(folder: Path, data: DataConfig) -> Store:
+    """Where a run keeps images and tokens; several processes share files, whatever their size."""
+    return Store(folder / "cache", data.memory_mb * 2**20 if world() == 1 else -1)
+
+
+def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageDataset, ImageDataset]:
+    """The training and the validation images. Raises ValueError naming what cannot be read."""
+    val_windows = "fixed" if data.windows == "random" else data.windows
+    with first_on_machine():
+        train, val = (
+            ImageDataset(path, size, data.workers, store, name, windows)
+            for name, path, windows in (("train", data.train, data.windows), ("val", data.val, val_windows))
+        )
+    return train, val
+
+
+def learning_rate(settings: TrainingConfig, per_epoch: int, step: int) -> float:
+    """The factor on the learning rate at `step`: a linear warm-up times gamma for every milestone passed."""
+    passed = sum(step >= round(epoch * per_epoch) for epoch in settings.milestones)
+    warmup = max(1, round(settings.warmup * per_epoch))
+    return min(1.0, (step + 1) / warmup) * settings.gamma**passed
+
+
+def apply_gradients(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float) -> None:
+    """One step of `optimizer` on gradients already there. Raises NotFiniteError before it touches a weight.
+
+    A loss that is not finite in one process stops all: each sees the mean of their losses.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    loss = mean(loss)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise NotFiniteError(f"loss {loss.item()}, norm of the gradient {norm.item()}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
+    """What to call in training in place of `model`: compiled where asked, gradients averaged over all processes.
+
+    `model` itself stays what is averaged, saved and validated. Raises ValueError where torch.compile lacks a compiler.
+    """
+    network = model
+    if compiled:
+        torch._functorch.config.donated_buffer = False  # adaptive_weight goes backward twice
+        try:
+            torch.compile(torch.sin)(next(model.parameters()).detach())
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"compile: torch.compile does not work here ({str(error).splitlines()[0]})") from error
+        network = torch.compile(model)
+    return DistributedDataParallel(network, broadcast_buffers=False) if world() > 1 else network
+
+
+def pieces_of(network: nn.Module, batch: list) -> Iterator:
+    """The pieces of a batch; the processes exchange the gradients of `network` after the last one only."""
+    for number, piece in enumerate(batch, start=1):
+        waits = isinstance(network, DistributedDataParallel) and number < len(batch)
+        with network.no_sync() if waits else contextlib.nullcontext():
+            yield piece
+
+
+def cut(whole: Tensor, pieces: int) -> list[Tensor]:
+    """This process's rows of each of the `pieces` of a batch."""
+    return [piece.chunk(world())[rank()] for piece in whole.chunk(pieces)]
+
+
+def staged(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, in memory from which a GPU copies while it computes."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+@dataclass
+class Pace:
+    """What some steps took: images, seconds, and the seconds of them that waited for the batch."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, images: int, seconds: float, waited: float) -> None:
+        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+
+    def figures(self) -> dict[str, float]:
+        return {"waiting": self.waited / self.seconds, "images_per_second": self.images / self.seconds}
+
+
+class Run:
+    """The training of `model` on `examples` images.
+
+    `fetch(step, indices) -> batch` reads and draws what a step needs, in a thread of its own, during the step before;
+    `update(step, batch) -> losses` does one step of the optimizers and returns detached scalars;
+    `validate(model) -> figures` looks at the averaged model; its figure `score` (lower is better) picks the best.
+    Raises ValueError where a batch cannot be cut evenly.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        settings: TrainingConfig,
+        examples: int,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        modules: dict[str, nn.Module] | None = None,
+        notes: dict[str, str] | None = None,
+    ):
+        self.name, self.folder, self.settings, self.examples, self.model = name, folder, settings, examples, model
+        self.batch = min(settings.batch_size, examples)
+        if self.batch % (settings.accumulate * world()):
+            raise ValueError(
+                f"{self.batch} images a step (batch_size, or all there are): expected a multiple of accumulate "
+                f"{settings.accumulate} times {world()} processes"
+            )
+        self.per_epoch = examples // self.batch
+        self.steps = max(1, round(settings.epochs * self.per_epoch))
+        self.ema = averaged(model, settings.ema)
+        self.optimizers, self.modules = optimizers, {"model": model, "ema": self.ema, **(modules or {})}
+        self.options = {  # the config's, whatever a checkpoint says
+            key: [{name: value for name, value in group.items() if name != "params"} for group in opt.param_groups]
+            for key, opt in optimizers.items()
+        }
+        self.notes = notes or {}  # further metadata of the weights file
+        self.step, self.best = 0, math.inf
+        self.order = (-1, torch.empty(0))  # an epoch and its permutation
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.name}_last.pt"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def stateful(self) -> dict:
+        """What a checkpoint holds, by its key there."""
+        return self.modules | {f"optimizer_{key}": optimizer for key, optimizer in self.optimizers.items()}
+
+    def save(self) -> None:
+        state = {"step": self.step, "best": self.best, "steps_an_epoch": self.per_epoch}
+        state |= {key: thing.state_dict() for key, thing in self.stateful.items()}
+        replace_file(self.checkpoint, lambda path: torch.save(state, path))
+
+    def resume(self) -> None:
+        """Takes up the last checkpoint. Raises FileNotFoundError, or ValueError where it is of another run."""
+        if not self.checkpoint.is_file():
+            raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.checkpoint}: not a checkpoint ({error})") from error
+        if state["steps_an_epoch"] != self.per_epoch:
+            raise ValueError(
+                f"{self.checkpoint}: {state['steps_an_epoch']} steps an epoch, now {self.per_epoch}: "
+                "other data or another batch size"
+            )
+        try:
+            for key, groups in self.options.items():
+                for group, options in zip(state[f"optimizer_{key}"]["param_groups"], groups, strict=True):
+                    group.update(options)
+            for key, thing in self.stateful.items():
+                thing.load_state_dict(state[key])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint}: does not fit this config: {error}") from error
+        self.step, self.best = state["step"], state["best"]
+        log.info(f"resumed {self.checkpoint} at step {self.step} of {self.steps}")
+
+    def indices(self, step: int) -> Tensor:
+        """The examples of a step: a slice of the epoch's permutation."""
+        epoch, start = step // self.per_epoch, (step % self.per_epoch) * self.batch
+        if self.order[0] != epoch:  # a million numbers take 40 ms
+            generator = torch.Generator().manual_seed(mix(self.settings.seed, 1, epoch))
+            self.order = (epoch, torch.randperm(self.examples, generator=generator))
+        return self.order[1][start : start + self.batch]
+
+    def fit(
+        self,
+        fetch: Callable[[int, Tensor], object],
+        update: Callable[[int, object], dict[str, Tensor]],
+        validate: Callable[[nn.Module], dict],
+        profiled: int = 0,
+    ) -> None:
+        """Trains up to the last step, `profiled` of them recorded. Raises NotFiniteError, the last checkpoint intact.
+
+        Process 0 validates, logs and saves; the others wait for it where gradients meet.
+        """
+        every = max(1, round(self.settings.validate_every * self.per_epoch))
+        first, batches, whole, recent = rank() == 0, self._batches(fetch), Pace(), Pace()
+        trace = self.folder / "profile" / f"{self.name}_{rank()}.pt.trace.json"
+        options = {"desc": self.name, "unit": "step", "mininterval": 1.0, "disable": not first}
+        with (
+            self._writer() if first else contextlib.nullcontext() as writer,
+            profile(trace, profiled) as profiler_step,
+            tqdm(total=self.steps, initial=self.step, **options) as bar,
+        ):
+            while self.step < self.steps:
+                begin = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - begin
+                losses = self._train(update, batch)
+                for pace in (whole, recent):
+                    pace.add(self.batch, time.perf_counter() - begin, waited)
+                profiler_step()
+                bar.update()
+                done = self.step == self.steps
+                if self.step % 20 == 0 or done:
+                    losses = {key: float(mean(value)) for key, value in losses.items()}
+                    if first:
+                        self._log(writer, "train", losses | recent.figures())
+                    bar.set_postfix({key: f"{value:.4g}" for key, value in losses.items()}, refresh=False)
+                    recent = Pace()
+                if first and (self.step % every == 0 or done):
+                    self._validate(writer, validate)
+                if first and (self.step % self.settings.save_every == 0 or done):
+                    self.save()
+        if whole.images:
+            pace = whole.figures()
+            log.info(f"{pace['images_per_second']:.4g} images/s, {pace['waiting']:.1%} of the time waiting for them")
+
+    def _writer(self) -> SummaryWriter:
+        """A resumed run keeps what was logged so far."""
+        return SummaryWriter(self.folder / "tensorboard" / self.name, purge_step=self.step + 1)
+
+    def _batches(self, fetch: Callable[[int, Tensor], object]) -> Iterator:
+        """What `fetch` returns for every step left, one step ahead."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = None
+            for step in range(self.step, self.steps):
+                batch = coming.result() if coming else fetch(step, self.indices(step))
+                if step + 1 < self.steps:
+                    coming = thread.submit(fetch, step + 1, self.indices(step + 1))
+                yield batch
+
+    def _train(self, update: Callable[[int, object], dict[str, Tensor]], batch) -> dict[str, Tensor]:
+        torch.manual_seed(mix(self.settings.seed, 2, self.step, rank()))  # dropout
+        self.model.train()
+        factor = learning_rate(self.settings, self.per_epoch, self.step)
+        for key, optimizer in self.optimizers.items():
+            for group, options in zip(optimizer.param_groups, self.options[key], strict=True):
+                group["lr"] = options["lr"] * factor
+        try:
+            losses = update(self.step, batch)
+        except NotFiniteError as error:
+            last = self.checkpoint if self.checkpoint.is_file() else "none yet"
+            raise NotFiniteError(f"step {self.step}: {error}; last good checkpoint: {last}") from error
+        self.ema.update_parameters(self.model)
+        self.step += 1
+        return losses
+
+    def _log(self, writer: SummaryWriter, group: str, values: dict) -> None:
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim == 3:
+                writer.add_image(f"{group}/{key}", value, self.step)
+            else:
+                writer.add_scalar(f"{group}/{key}", float(value), self.step)
+        for key, optimizer in self.optimizers.items():
+            writer.add_scalar(f"learning_rate/{key}", optimizer.param_groups[-1]["lr"], self.step)
+
+    def _validate(self, writer: SummaryWriter, validate: Callable[[nn.Module], dict]) -> None:
+        with torch.no_grad():
+            figures = validate(self.ema.module)
+        self._log(writer, "val", figures)
+        numbers = {key: f"{value:.4f}" for key, value in figures.items() if isinstance(value, float)}
+        log.info(f"step {self.step}/{self.steps}  " + "  ".join(f"{key} {value}" for key, value in numbers.items()))
+        better = figures["score"] < self.best
+        self.best = min(self.best, figures["score"])
+        if better or self.settings.keep == "last":
+            notes = {**self.notes, "step": str(self.step), "seed": str(self.settings.seed), **numbers}
+            save_weights(self.weights, self.ema.module, self.model.config, **notes)
