@@ -15,7 +15,6 @@ test: .venv/requirements-dev.stamp ## style and tests
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Debian's chromium
-	$(BIN)/pip install --quiet playwright
 	$(BIN)/python -m pytest tests/test_demo.py
 
 .venv/requirements-dev.stamp: requirements-demo.txt
@@ -25,5 +24,5 @@ test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Deb
 	$(BIN)/pip install --quiet --requirement $<
 	touch $@
 
-clean: ## everything that `make` made
-	rm -rf .venv results
+clean: ## what can be made again: the environment and caches, never results/ or checkpoints/
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage

@@ -25,6 +25,7 @@ ALLOWED = {
     "demo": "config maskgit photos utils",
     "fid_score": "config evaluation maskgit models utils",
     "inpainting": "config evaluation maskgit models photos utils",
+    "make_cats": "maskgit",
     "make_masks": "maskgit",
     "sweep": "config evaluation maskgit models utils",
     "training_transformer": "config maskgit models training utils",
