@@ -11,35 +11,29 @@ fresh process (on CUDA, of torch's allocator).
 
 import argparse
 import json
-import resource
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import save_image
 
 from config import Config, add_flag, load_config
-from inpainting import build_parser, run
-from maskgit.data import GREY, Maps, to_float
-from maskgit.folders import Inputs, chelsea
-from maskgit.inpainter import Inpainter
+from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
+from maskgit.data import GREY, to_float
+from maskgit.dataset import Maps
+from maskgit.folders import Options, chelsea, inpaint
+from maskgit.inpainter import Inpainter, Inputs
 from maskgit.masks import make_holes, schedule, to_hidden
 from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
-from training.autoencoder import Stage1
-from training.transformer import Stage2
-from utils import ROOT, has_bfloat16, images_at_once, log, machine, pick_device, start_logging, uses_bfloat16
+from training.autoencoder import VQGANTrainer
+from training.transformer import TransformerTrainer
+from utils import ROOT, log, machine, pick_device, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 
@@ -54,85 +48,6 @@ class Settings:
     threads: int
     perceptual: str | None  # backbone weights for stage 1's LPIPS; None: without LPIPS
     operators: bool = False  # profile ours: where does the time go?
-
-
-@dataclass
-class Row:
-    """One thing measured, n = len(seconds)."""
-
-    part: str
-    name: str
-    images: int  # a repeat
-    seconds: list[float]
-    gflop: float | None = None  # a repeat, counted by torch
-    ceiling: float | None = None  # GFLOP/s of the machine at this precision
-    peak_mb: float | None = None
-    operators: dict[str, float] | None = None  # shares of the time, the largest first
-
-    @property
-    def rate(self) -> float:
-        """Images a second, by the median."""
-        return self.images / statistics.median(self.seconds)
-
-    @property
-    def share(self) -> float | None:
-        """Of the ceiling, in [0, 1]."""
-        return self.gflop and self.ceiling and self.gflop / statistics.median(self.seconds) / self.ceiling
-
-
-def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each work, taken in turns (A B A B ...) so that a machine's moods touch all alike; once unmeasured."""
-    seconds = {name: [] for name in works}
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def gflop(work: Callable[[], object]) -> float:
-    """Floating-point operations of `work` in 10^9: matrix products and convolutions, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops() / 1e9
-
-
-def operators(work: Callable[[], object], most: int = 8) -> dict[str, float]:
-    """The torch operators in which `work` spends most of its time, and their shares of it, in [0, 1]."""
-    with torch.profiler.profile() as profiler:
-        work()
-    own = {e.key: getattr(e, "self_device_time_total", 0) or e.self_cpu_time_total for e in profiler.key_averages()}
-    largest = sorted(own, key=own.get, reverse=True)[:most]
-    return {key: round(own[key] / sum(own.values()), 3) for key in largest}
-
-
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-
-def ceilings(device: torch.device, repeats: int, size: int) -> dict[str, float]:
-    """GFLOP/s of matrix products and 3x3 convolutions, the best of a few shapes and layouts, by precision."""
-    dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if has_bfloat16(device) else {})
-    works, flop = {}, {}
-    for precision, dtype in dtypes.items():
-        for n in (size, size // 2):
-            a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-            works[f"{precision} product {n}"] = partial(torch.mm, a, b)
-            flop[f"{precision} product {n}"] = 2 * n**3
-        for layout in (torch.contiguous_format, torch.channels_last):
-            images, kernel = torch.randn(size // 64, 128, 64, 64), torch.randn(128, 128, 3, 3)
-            images, kernel = (x.to(device, dtype, memory_format=layout) for x in (images, kernel))
-            name = f"{precision} convolution {layout}"
-            works[name] = partial(F.conv2d, images, kernel, padding=1)
-            flop[name] = 2 * images.numel() * 128 * 9
-    best = {}
-    for name, seconds in interleaved(works, repeats, device).items():
-        kind = " ".join(name.split()[:2])
-        best[kind] = max(best.get(kind, 0.0), flop[name] / min(seconds) / 1e9)
-    return best
 
 
 # --- inpainting -------------------------------------------------------------------------------------------------------
@@ -159,21 +74,24 @@ def ours_inpainting(
 ) -> Callable:
     """inpainting.py's own loop on `count` images, PNG files included."""
     inpainter = Inpainter(*networks(config), config.decoding, settings.device, settings.precision, settings.compiled)
-    inputs, folder = faces(count, inpainter.size), tempfile.mkdtemp()
-    decoding = config.decoding.model_copy(update={"total_iter": steps, "sweet_spot": steps})
-    batch = batch or images_at_once(torch.device(settings.device))
-    args = build_parser().parse_args(["--out", folder, "--grids", "0", "--batch-size", str(batch)])
-    return partial(run, inpainter, inputs, args, decoding)
+    inputs, decoding = faces(count, inpainter.size), config.decoding.changed(total_iter=steps)
+
+    def fill() -> None:
+        with TemporaryDirectory() as folder:
+            for _ in inpaint(inpainter, inputs, decoding, Options(Path(folder), batch_size=batch)):
+                pass
+
+    return fill
 
 
 def reference_inpainting(config: Config, settings: Settings, count: int, steps: int = STEPS) -> Callable:
     """The field's loop, image by image; known and decided tokens are kept, as in the best of them."""
-    device, folder = torch.device(settings.device), Path(tempfile.mkdtemp())
+    device = torch.device(settings.device)
     vqgan, transformer = (network.to(device) for network in networks(config))
     inputs = faces(count, config.vqgan.image_size)
 
     @torch.no_grad()
-    def fill(image: Tensor, hole: Tensor, name: str) -> None:
+    def fill(folder: str, image: Tensor, hole: Tensor, name: str) -> None:
         tokens = vqgan.encode(to_float(image[None]).to(device))
         hidden = to_hidden(hole[None], vqgan.config.grid).to(device)
         count, pictures, masks = hidden.sum(), [], []
@@ -188,18 +106,23 @@ def reference_inpainting(config: Config, settings: Settings, count: int, steps: 
             hidden = torch.zeros_like(hidden).scatter_(1, confidence.argsort(dim=1)[:, :stay], True)
             pictures.append(vqgan.decode(tokens)[0])
             masks.append((~hidden).float().view(1, vqgan.config.grid, -1))
-        save_image(torch.stack(pictures), folder / f"steps_{name}")
-        save_image(torch.stack(masks), folder / f"masks_{name}")
-        save_image(pictures[-1], folder / name)
+        save_image(torch.stack(pictures), f"{folder}/steps_{name}")
+        save_image(torch.stack(masks), f"{folder}/masks_{name}")
+        save_image(pictures[-1], f"{folder}/{name}")
 
-    return lambda: [fill(*item) for item in zip(inputs.images, inputs.hole, inputs.names, strict=True)]
+    def fill_all() -> None:
+        with TemporaryDirectory() as folder:
+            for image, hole, name in zip(inputs.images, inputs.hole, inputs.names, strict=True):
+                fill(folder, image, hole, name)
+
+    return fill_all
 
 
 def transformer_passes(config: Config, settings: Settings, count: int) -> Callable:
     """One prediction of a batch under random-walk holes, nothing else."""
     inpainter = Inpainter(*networks(config), config.decoding, settings.device, settings.precision, settings.compiled)
     inputs = faces(count, inpainter.size)
-    tokens, hidden = inpainter.encode(inputs.images, inputs.hole), inpainter.hide(inputs.hole)
+    tokens, hidden = inpainter.encode(inputs.images), inpainter.hide(inputs.hole)
     return torch.no_grad()(partial(inpainter.predict, tokens.masked_fill(hidden, inpainter.transformer.mask_id)))
 
 
@@ -222,22 +145,22 @@ def random_images(count: int, size: int) -> Tensor:
 
 def ours_stage_1(config: Config, settings: Settings, batch: int) -> Callable:
     config, images = training_config(config, settings, batch), random_images(batch, config.vqgan.image_size)
-    stage = Stage1(config, torch.device(settings.device), Maps.of(images), images)
-    return lambda: stage.update(0, stage.fetch(0, torch.arange(batch)))
+    trainer = VQGANTrainer(config, torch.device(settings.device), Maps.of(images), images)
+    return lambda: trainer.update(0, trainer.fetch(0, torch.arange(batch)))
 
 
 def reference_stage_1(config: Config, settings: Settings, batch: int) -> Callable:
     """Float32, contiguous, plain Adam; the same losses."""
     config, images = training_config(config, settings, batch), random_images(batch, config.vqgan.image_size)
     device = torch.device(settings.device)
-    stage = Stage1(config, device, Maps.of(images), images)  # for its losses
+    trainer = VQGANTrainer(config, device, Maps.of(images), images)  # for its losses
     model = VQGAN(config.vqgan).to(device)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], foreach=False)
 
     def step() -> None:
         x = to_float(images).to(device)
         output, _, codebook = model(x)
-        loss = stage.reconstruction_loss(output, output, x, config.vqgan_training.perceptual.crop)[0] + codebook
+        loss = trainer.reconstruction_loss(output, output, x, config.vqgan_training.perceptual.crop)[0] + codebook
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -252,8 +175,10 @@ def ours_stage_2(config: Config, settings: Settings, batch: int, rows: int | Non
     shape = (rows * (1 + config.data.flip), 1, config.vqgan.grid, config.vqgan.grid)
     tokens = torch.randint(config.transformer.codes, shape, generator=generator).short()
     val, images = tokens[0].flatten(1), random_images(1, config.vqgan.image_size)
-    stage = Stage2(config, torch.device(settings.device), networks(config)[0], Maps.of(tokens), val, images)
-    return lambda: stage.update(0, stage.fetch(0, torch.randint(rows, (batch,), generator=generator)))
+    trainer = TransformerTrainer(
+        config, torch.device(settings.device), networks(config)[0], Maps.of(tokens), val, images
+    )
+    return lambda: trainer.update(0, trainer.fetch(0, torch.randint(rows, (batch,), generator=generator)))
 
 
 def reference_stage_2(config: Config, settings: Settings, batch: int) -> Callable:
@@ -285,40 +210,25 @@ def start(settings: Settings) -> torch.device:
     return torch.device(settings.device)
 
 
-def _peak(build: Callable, *args) -> float:
-    device = start(args[1])
-    build(*args)()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError):  # of this process alone; getrusage begins with what the parent had
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def peak_mb(build: Callable, *args) -> float:
-    """MiB at most while `build(*args)()` runs in a process of its own, torch itself (some 300 MiB) included."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_peak, build, *args).result()
-
-
 def compare(
     part: str, works: dict[str, tuple], settings: Settings, repeats: int, ceiling: float | None, memory: bool
-) -> list[Row]:
+) -> list[Measurement]:
     """A row for each work, timed in turns; a work is (images, build, config, ...)."""
     device = start(settings)
     built = {name: build(config, settings, images, *rest) for name, (images, build, config, *rest) in works.items()}
     seconds = interleaved(built, repeats, device)
     rows = []
     for name, (images, build, config, *rest) in works.items():
-        peak = peak_mb(build, config, settings, images, *rest) if memory else None
+        peak = peak_mb(build, settings.threads, settings.device, config, settings, images, *rest) if memory else None
         ours = not name.startswith("reference")
         shares = operators(built[name]) if ours and settings.operators else None
-        rows.append(Row(part, name, images, seconds[name], gflop(built[name]), ceiling if ours else None, peak, shares))
+        rows.append(
+            Measurement(part, name, images, seconds[name], gflop(built[name]), ceiling if ours else None, peak, shares)
+        )
     return rows
 
 
-def scaling(config: Config, settings: Settings, quick: bool, ceiling: float | None) -> list[Row]:
+def scaling(config: Config, settings: Settings, quick: bool, ceiling: float | None) -> list[Measurement]:
     """How cost grows with the batch, the iterations and the number of cached images."""
     batches, steps, rows, count = (1, 8, 64, 256), (1, 5, 10, 20), (1000, 10_000, 100_000), 16
     if quick:
@@ -327,31 +237,6 @@ def scaling(config: Config, settings: Settings, quick: bool, ceiling: float | No
     works |= {f"inpainting, T = {t}, batch {count}": (count, ours_inpainting, config, count, t) for t in steps}
     works |= {f"stage 2, {r} images cached": (count, ours_stage_2, config, r) for r in rows}
     return compare("scaling", works, settings, 1 if quick else 2, ceiling, memory=not quick)
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown; the ratio is to the row's own reference, which follows it."""
-    lines = [
-        "| part | what | images/s | n | ratio | GFLOP an image | of the ceiling | peak MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row, after in zip(rows, [*rows[1:], None], strict=True):
-        paired = after and after.part == row.part and after.name == f"reference {row.name}"
-        cells = [
-            row.part,
-            row.name,
-            f"{row.rate:.3g}",
-            str(len(row.seconds)),
-            f"{row.rate / after.rate:.2f}" if paired else "",
-            f"{row.gflop / row.images:.1f}" if row.gflop else "",
-            f"{row.share:.0%}" if row.share else "",
-            f"{row.peak_mb:.0f}" if row.peak_mb else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    for row in (row for row in rows if row.operators):
-        shares = ", ".join(f"{key.removeprefix('aten::')} {share:.0%}" for key, share in row.operators.items())
-        lines.append(f"\n{row.part} {row.name}: {shares}")
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -386,9 +271,9 @@ def main(argv: list[str] | None = None) -> None:
     own = "bfloat16" if uses_bfloat16(device, args.precision) else "float32"
     ceiling = limits.get(f"{own} product")
     log.info("ceilings in GFLOP/s: " + "  ".join(f"{name} {value:.0f}" for name, value in limits.items()))
-    rows: list[Row] = []
+    rows: list[Measurement] = []
 
-    def note(new: list[Row]) -> None:
+    def note(new: list[Measurement]) -> None:
         rows.extend(new)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"machine": machine(device), "settings": asdict(settings), "ceilings_gflop_s": limits}

@@ -1,17 +1,23 @@
 """One YAML file an experiment -> validated, frozen settings. Every value can be overridden on the command line.
 
-config = load_config("configs/cats64.yml", ["--transformer.depth", "12"])
+    config = load_config("configs/cats64.yml", {"transformer.depth": 12})
+    config.transformer.depth
+
+A file that says `base: other.yml` (beside itself) takes that one's values and lists only what it changes.
 """
 
 import argparse
+import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from maskgit.decoding import DecodingConfig
+from maskgit.hiding import HOLES, POLICIES, checked_weights
 from models.autoencoder import VQGANConfig
 from models.settings import Settings, explain, parse_yaml, read_yaml
 from models.transformer import TransformerConfig
@@ -38,7 +44,7 @@ class DataConfig(Settings):
 
 
 class PerceptualConfig(Settings):
-    net: Literal["vgg", "alex"] = "vgg"
+    net: Literal["vgg", "alex"] = Field("vgg", description="backbone of LPIPS")
     weights: str | None = Field(None, description="local file with the backbone's weights; null: download them")
     weight: float = Field(1.0, ge=0, description="weight of LPIPS in the loss; 0: off")
     crop: int = Field(0, ge=0, description="side of the random crop that LPIPS looks at; 0: whole image")
@@ -47,27 +53,29 @@ class PerceptualConfig(Settings):
 class AdversarialConfig(Settings):
     weight: float = Field(0.0, ge=0, description="weight of the GAN loss beside its adaptive weight; 0: no GAN")
     start: float = Field(0.0, ge=0, description="epoch at which the GAN starts")
-    width: int = Field(64, ge=8)
-    layers: int = Field(2, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    width: int = Field(64, ge=8, description="of the discriminator's first layer")
+    layers: int = Field(2, ge=1, description="convolutions of stride 2 after the first")
+    learning_rate: float = Field(1e-4, gt=0, description="of the discriminator")
 
 
 class TrainingConfig(Settings):
     """What both stages share. Epochs may be fractions: they are turned into steps of the optimizer."""
 
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, description="passes over the training images")
     batch_size: int = Field(ge=1, description="images a step of the optimizer")
-    accumulate: int = Field(1, ge=1, description="pieces a batch is cut into, to save memory")
-    learning_rate: float = Field(1e-4, gt=0)
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
+    accumulate: int = Field(1, ge=1, description="micro-batches that a batch is cut into, to save memory")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field((0.9, 0.999), description="of Adam")
     warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up")
     milestones: Milestones = Field((), description="epochs after which the learning rate is multiplied by gamma")
-    gamma: float = Field(0.1, gt=0, le=1)
+    gamma: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights that are validated and saved")
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(0, ge=0)
-    validate_every: float = Field(1.0, gt=0, description="epochs")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of the networks; auto: bfloat16 where the device has it"
+    )
+    seed: int = Field(0, ge=0, description="every draw of the training is a function of it and the step")
+    validate_every: float = Field(1.0, gt=0, description="epochs between two validations")
     validate_on: int = Field(0, ge=0, description="validation images looked at; 0: all")
     save_every: int = Field(200, ge=1, description="steps between two checkpoints to resume from")
     keep: Literal["best", "last"] = Field("best", description="weights to save: a GAN has no best loss")
@@ -82,7 +90,7 @@ class TrainingConfig(Settings):
 
 
 class GuessesConfig(Settings):
-    """Stage 1b: a transformer of these tokens guesses hidden ones, as it will when inpainting."""
+    """Decoder finetuning: a transformer of these tokens guesses hidden ones, as it will when inpainting."""
 
     transformer: str | None = Field(None, description="its weights file; null: hidden tokens are the true ones")
     share: float = Field(0.5, ge=0, le=1, description="of the images of a step; the others keep their true tokens")
@@ -102,6 +110,13 @@ class VQGANTrainingConfig(TrainingConfig):
     )
     guesses: GuessesConfig = GuessesConfig()
 
+    @field_validator("holes")
+    @classmethod
+    def _families(cls, weights: dict[str, float]):
+        if weights:
+            checked_weights(weights, HOLES, "hole family")
+        return weights
+
 
 class TransformerTrainingConfig(TrainingConfig):
     hiding: dict[str, float] = Field(
@@ -109,8 +124,14 @@ class TransformerTrainingConfig(TrainingConfig):
     )
     bernoulli: float = Field(0.5, gt=0, le=1, description="probability of policy bernoulli")
     loss_on: Literal["hidden", "all"] = Field("hidden", description="tokens whose cross-entropy is the loss")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target's weight spread over all codes")
     start_from_codes: bool = Field(True, description="start the embedding and the head from the codebook's vectors")
+
+    @field_validator("hiding")
+    @classmethod
+    def _policies(cls, weights: dict[str, float]):
+        checked_weights(weights, POLICIES, "hiding policy")
+        return weights
 
 
 class Config(Settings):
@@ -159,12 +180,43 @@ def parse_overrides(arguments: list[str]) -> dict[str, object]:
     return overrides
 
 
+def read_config(path, root: type[Settings] = Config, above: tuple[Path, ...] = ()) -> dict:
+    """The values in the YAML file `path` upon those of its `base`, if it names one.
+
+    Sections merge key by key; lists, and mappings of free keys such as `hiding`, replace. Raises FileNotFoundError, or
+    ValueError naming the files: a base that is missing, or that leads back to the file.
+    """
+    path = Path(path)
+    if path.resolve() in above:
+        raise ValueError(f"{path}: its base leads back to itself: {' -> '.join(other.name for other in above)}")
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base: expected the name of a file, found {base!r}")
+    ground = path.parent / base
+    if not ground.is_file():
+        raise FileNotFoundError(f"{path}: base: no such file {ground}")
+    return _merged(read_config(ground, root, (*above, path.resolve())), values, root)
+
+
+def _merged(ground: dict, own: dict, section: type[Settings]) -> dict:
+    merged = dict(ground)
+    for key, value in own.items():
+        field = section.model_fields.get(key)
+        inner = field.annotation if field and isinstance(field.annotation, type) else None
+        nested = inner and issubclass(inner, Settings) and isinstance(value, dict) and isinstance(ground.get(key), dict)
+        merged[key] = _merged(ground[key], value, inner) if nested else value
+    return merged
+
+
 def load_config(path=DEFAULT, overrides: dict[str, object] | None = None, root: type[Settings] = Config) -> Settings:
-    """The `root` in the YAML file `path` with dotted `overrides` applied.
+    """The `root` in the YAML file `path`, its base included, with dotted `overrides` applied.
 
     Raises FileNotFoundError, or ValueError that names file, key, value and what was expected.
     """
-    values = read_yaml(path)
+    values = read_config(path, root)
     for key, value in (overrides or {}).items():
         *sections, name = key.split(".")
         node = values
@@ -177,6 +229,20 @@ def load_config(path=DEFAULT, overrides: dict[str, object] | None = None, root: 
         return root.model_validate(values)
     except pydantic.ValidationError as error:
         raise ValueError("\n".join([f"{path}:", *explain(error, root)])) from error
+
+
+def to_yaml(settings: Settings, indent: str = "") -> str:
+    """All of the settings as YAML, every key with its description: what `load_config` reads back."""
+    lines = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            lines += [f"{indent}{name}:", to_yaml(value, indent + "  ")]
+        else:
+            plain = json.loads(json.dumps(value))  # tuples become lists
+            text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+            lines.append(f"{indent}{name}: {text}" + (f"  # {field.description}" if field.description else ""))
+    return "\n".join(lines)
 
 
 def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
@@ -194,6 +260,7 @@ def training_parser(description: str, section: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", default=str(DEFAULT), help="the experiment (default: configs/cats64.yml)")
     parser.add_argument("--out", help="folder of checkpoints and logs (default: checkpoints/NAME OF THE CONFIG)")
+    parser.add_argument("--print-config", action="store_true", help="print all settings, with what they mean, and stop")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument(
@@ -222,4 +289,7 @@ def parse_training(parser: argparse.ArgumentParser, argv: list[str] | None) -> t
         config = load_config(args.config, lab | parse_overrides(rest))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
+    if args.print_config:
+        print(to_yaml(config))
+        parser.exit()
     return args, config, Path(args.out or Path("checkpoints") / Path(args.config).stem)

@@ -30,8 +30,8 @@ from maskgit.decoding import SAMPLERS
 from maskgit.folders import chelsea
 from maskgit.inpainter import PRETRAINED, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
-from photos.fill import Filling, shrinking
-from photos.image_file import read_picture
+from photos.fill import Filling, StepPictures, shrinking
+from photos.image_file import read_image_file
 from photos.photo import read_photo, write_photo
 from utils import log, start_logging
 
@@ -84,7 +84,7 @@ def edited(path: str, hole: np.ndarray | None = None) -> dict:
 
     Raises ValueError naming the file that cannot be read.
     """
-    picture = read_picture(path)
+    picture = read_image_file(path)
     background = view(picture.rgb())
     if hole is None:
         hole = np.zeros((1, 1), bool) if (alpha := picture.alpha()) is None else alpha < 128
@@ -147,17 +147,20 @@ class Page:
         yield from self.show(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
 
     def fill(self, editor, path, samples, steps, sweet_spot, schedule, sampler, temperature, seed) -> Iterator[tuple]:
-        """Yields what status, completions, steps, confidence maps and download show, after every iteration."""
+        """Yields what status, completions, steps, confidence maps and download show, after every iteration.
+
+        The decoding goes on only while somebody asks for more: it ends where this generator is closed.
+        """
         try:
-            picture = read_picture(path)
-            hole = painted_hole(editor, picture.rgb().shape[:2])
-            photo = read_photo(picture, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+            file = read_image_file(path)
+            hole = painted_hole(editor, file.rgb().shape[:2])
+            photo = read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
             if seed is None:
                 raise ValueError("seed: expected a whole number from 0")
             decoding = self.inpainter.decoding.changed(
                 total_iter=steps, sweet_spot=sweet_spot, mask_func=schedule, sampler=sampler, temperature=temperature
             )
-            filling = Filling(self.inpainter, photo, decoding, int(seed), samples)
+            filling = Filling(self.inpainter, photo, int(seed), samples, decoding)
         except ValueError as error:
             gr.Warning(plain(error, path), title="Not filled")
             yield tuple(gr.skip() for _ in range(5))
@@ -168,25 +171,25 @@ class Page:
     def _watch(self, filling: Filling, stem: Path) -> Iterator[tuple]:
         """Yields what `fill` does; the pictures are files, as in `show`, whose names begin with `stem`."""
         photo, samples, last = filling.photo, filling.samples, filling.decoding.sweet_spot
-        start, film = time.perf_counter(), []
+        start, steps, film = time.perf_counter(), StepPictures(filling), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
-        for step, pictures in filling.steps():
-            shown = written(f"{stem}_step_{step}", pictures)
-            film.append((shown[0][0], f"{step}"))
-            bar = f"<div class='bar' style='width: {step / last:.0%}'></div>"
-            gallery = gr.Gallery(shown, columns=columns, selected_index=None)
-            yield f"<div>Step {step} of {last}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
-        notes = [*photo.notes, *shrinking(photo.name, filling.cut, self.inpainter.size)]
+        for rows, state in filling.steps():
+            steps.add(rows, state)
+            film[state.step - 1 :] = written(f"{stem}_film", steps.film(state.step), first=state.step)
+            bar = f"<div class='bar' style='width: {filling.share(rows, state):.0%}'></div>"
+            gallery = gr.Gallery(written(f"{stem}_now", steps.pictures()), columns=columns, selected_index=None)
+            yield f"<div>Step {state.step} of {last}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
+        notes = [*photo.notes, *shrinking(photo.name, filling.crops, self.inpainter.size)]
 
         def keep(file: Path, pixels: np.ndarray) -> None:
             notes.extend(write_photo(file, photo, pixels))
 
-        shown = written(f"{stem}_filled", filling.results(), keep)
+        shown = written(f"{stem}_filled", filling.completions(), keep)
         seconds, share = time.perf_counter() - start, photo.hole.mean()
         lines = [f"{samples} completion{'s' * (samples > 1)} in {seconds:.1f} s, {share:.0%} of the picture"]
         lines += dict.fromkeys(plain(note, photo.name) for note in notes)
         gallery = gr.Gallery(shown, elem_classes=["small"] if max(photo.hole.shape) < VIEW // 2 else [])
-        maps = written(f"{stem}_confidence", filling.maps())
+        maps = written(f"{stem}_confidence", steps.maps())
         yield "<br>".join(map(html.escape, lines)), gallery, film, maps, download(shown[0][0], 1)
 
     def save(self, completions, event: gr.SelectData) -> gr.DownloadButton:
@@ -194,12 +197,12 @@ class Page:
         return download(completions[event.index][0], event.index + 1)
 
 
-def written(stem: str, pictures: list[np.ndarray], write=write_image) -> list[tuple[Path, str]]:
-    """Writes the pictures stem_1.png, ...: what a gallery shows."""
-    files = [Path(f"{stem}_{number}.png") for number in range(1, len(pictures) + 1)]
+def written(stem: str, pictures: list[np.ndarray], write=write_image, first: int = 1) -> list[tuple[Path, str]]:
+    """Writes the pictures stem_FIRST.png, ...: what a gallery shows."""
+    files = [Path(f"{stem}_{number}.png") for number in range(first, first + len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         write(file, picture)
-    return [(file, f"{number}") for number, file in enumerate(files, 1)]
+    return [(file, f"{number}") for number, file in enumerate(files, first)]
 
 
 def download(file, number: int) -> gr.DownloadButton:
@@ -278,6 +281,7 @@ def serve(blocks: gr.Blocks, host: str, port: int, wait: bool = True) -> None:
     blocks.launch(
         server_name=host, server_port=port, prevent_thread_lock=not wait, share=False, quiet=True, ssr_mode=False,
         theme=THEME, css=CSS, footer_links=[], run_history=False, max_file_size="50mb", enable_monitoring=False,
+        show_error=True,
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.metrics import Moments, frechet_distance
-from maskgit.data import ImageDataset, list_images, to_float
+from maskgit.data import list_images, to_float
+from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
 from models.features import FEATURES, WeightsError, feature_network
 
@@ -203,8 +204,8 @@ def parse(argv=None) -> argparse.Namespace:
         help="what inpainting.py wrote, with its manifest.json (default: results)")  # fmt: skip
     add("--features", choices=list(FEATURES), default="inception",
         help="inception gives the FID, vgg16 the Frechet distance FD-VGG16 (default: inception)")  # fmt: skip
-    add("--feature-weights", type=Path, metavar="FILE", help="weights of the feature network, .safetensors or .pth; "
-        "needed for vgg16, downloaded for inception")  # fmt: skip
+    add("--feature-weights", type=Path, metavar="FILE", help="weights of the feature network, .safetensors or .pth "
+        "(default: downloaded)")  # fmt: skip
     add("--batch-size", type=_count(1), default=64, metavar="N", help="images at a time (default: 64)")
     add("--num-workers", type=_count(0), default=4, metavar="N", help="threads that read results (default: 4)")
     add("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")

@@ -11,165 +11,31 @@ From Python: `Inpainter.from_pretrained("pretrained/cats64")(images, hole)`.
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from config import add_flag
-from evaluation.metrics import Tally, spread_of
-from maskgit.data import to_pixels, write_image
+from evaluation.metrics import RunningAverages, diversity
+from maskgit.data import to_float
 from maskgit.decoding import SAMPLERS, DecodingConfig
-from maskgit.folders import Folders, Inputs, batches, chelsea
-from maskgit.inpainter import PRETRAINED, Filled, Inpainter, sample_seed
+from maskgit.folders import Folders, Options, chelsea, inpaint, write_manifest
+from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult, Inputs
 from maskgit.masks import SCHEDULES, TOKEN_RULES
-from maskgit.visualize import Sheets, confidence_map, drawn
-from models.checkpoint import file_hash
 from models.perceptual import Perceptual
+from photos.crops import CONTEXT
 from photos.fill import fill_photo
-from photos.photo import CONTEXT, pair_photos, read_photo, write_photo
-from utils import ROOT, images_at_once, log, profile, start_logging
+from photos.photo import pair_photos, read_photo, write_photo
+from utils import ROOT, log, start_logging
 
-__all__ = ["Filled", "Inpainter"]
+__all__ = ["Inpainter", "InpaintingResult"]
 
-
-def more_samples(
-    inpainter: Inpainter, batch: Inputs, seeds: Sequence[int], args: argparse.Namespace, decoding: DecodingConfig
-) -> list[Tensor]:
-    """Completions 1, 2, ... of every image of the batch, (b, 3, H, W) uint8 each: all but the first."""
-    completions = []
-    for number in range(1, args.samples):
-        others = [sample_seed(seed, number) for seed in seeds]
-        *_, state = inpainter.steps(batch.images, batch.hole, others, args.margin, decoding)
-        completions.append(inpainter.finish(batch.images, batch.hole, state.tokens).images)
-    return completions
-
-
-def run(
-    inpainter: Inpainter,
-    inputs: Inputs | Folders,
-    args: argparse.Namespace,
-    decoding: DecodingConfig,
-    distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> dict[str, Tally]:
-    """Fills every image and writes the pictures; a row of the table a group. `distance` (LPIPS) measures diversity.
-
-    The next batch is read and the last one written while this one is at work; no more than three are in memory.
-    """
-    sheets = Sheets(inpainter.decode, inpainter.blank(), args.out, drawn(inputs.groups, args.grids), args.animate)
-    codes, tallies = inpainter.vqgan.config.codebook.codes, {}
-    with (
-        tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
-        ThreadPoolExecutor(2) as writers,
-        profile(args.out / "profile" / "inpainting.pt.trace.json", args.profile) as profiler_step,
-    ):
-        pending = []
-        for start, batch in batches(inputs, args.batch_size):
-            rows, history = sheets.rows(start, len(batch)), []
-            seeds = range(args.seed + start, args.seed + start + len(batch))
-            for state in inpainter.steps(batch.images, batch.hole, seeds, args.margin, decoding):
-                if rows:
-                    history.append(sheets.draw(state, batch, rows))
-                profiler_step()
-            filled = inpainter.finish(batch.images, batch.hole, state.tokens, state.confidence)
-            further = more_samples(inpainter, batch, seeds, args, decoding)
-            spread = spread_of([filled.images, *further], distance, inpainter.device)
-            hidden = inpainter.hide(batch.hole, args.margin, decoding.token_rule)
-            maps = confidence_map(batch.images, hidden, filled.confidence, codes)
-            for done in pending:
-                done.result()  # raises what writing raised
-            pictures = outputs(args, batch, filled, maps, further)
-            pending = [writers.submit(write_image, path, to_pixels(image)) for path, image in pictures]
-            sheets.write(batch, hidden, filled.images, rows, history)
-            for group in dict.fromkeys(batch.groups):
-                chosen = torch.tensor([other == group for other in batch.groups])
-                truth, part = (None if x is None else x[chosen] for x in (batch.truth, spread))
-                tallies.setdefault(group, Tally()).add(batch.hole[chosen], filled.images[chosen], truth, part)
-            bar.update(len(batch))
-        for done in pending:
-            done.result()
-    sheets.close()
-    return tallies
-
-
-def outputs(
-    args: argparse.Namespace, batch: Inputs, filled: Filled, maps: Tensor, further: list[Tensor]
-) -> Iterator[tuple[Path, Tensor]]:
-    """Where the pictures of a batch go, and each of them, (3, H, W) uint8."""
-    kinds = [
-        (Path(args.predicted_path or args.out / "test_results"), "", filled.images),
-        (args.out / "raw", "", filled.raw),
-        (args.out / "confidence", "", maps),
-        *((args.out / "samples", f"_{number}", images) for number, images in enumerate(further, start=1)),
-    ]
-    if batch.truth is not None and not args.gtcsv_path:
-        kinds.append((args.out / "truth", "", batch.truth))
-    for folder, suffix, images in kinds:
-        for name, image in zip(batch.names, images, strict=True):
-            yield folder / f"{Path(name).stem}{suffix}.png", image
-
-
-def write_manifest(
-    args, inputs: Inputs | Folders, decoding: DecodingConfig, seconds: float, device, tallies: dict[str, Tally]
-) -> None:
-    """OUT/manifest.json: all that is needed to repeat the run, and where the truth is."""
-    truth = args.gtcsv_path or (args.out / "truth" if inputs.truth is not None else None)
-    weights = {name: file_hash(Path(args.checkpoint) / f"{name}.safetensors") for name in ("vqgan", "transformer")}
-    manifest = {
-        "decoding": decoding.model_dump(),
-        "seed": args.seed,
-        "margin": args.margin,
-        "samples": args.samples,
-        "diversity": {group: tally.diversity for group, tally in tallies.items()},  # None: not measured
-        "checkpoint": str(args.checkpoint),
-        "weights_sha256": weights,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "device": str(device),
-        "seconds": round(seconds, 3),
-        "images": args.test_maskedimage_path or "skimage.data.chelsea",
-        "masks": args.test_mask_path or "masks.make_holes, seed 0",
-        "predicted": args.predicted_path and str(Path(args.predicted_path).resolve()),  # None: OUT/test_results
-        "truth": None if truth is None else str(Path(truth).resolve()),
-        "results": inputs.names,
-    }
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def fill_photos(
-    inpainter: Inpainter,
-    jobs: list[tuple[Path, Path | None, Path]],
-    args: argparse.Namespace,
-    decoding: DecodingConfig,
-) -> None:
-    """Fills pictures of any size; one that cannot be is reported, and the exit status is 1 when the others are done."""
-    failed = False
-    for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
-        try:
-            photo = read_photo(image, mask, args.hole_color, args.box)
-            pictures, notes = fill_photo(
-                inpainter, photo, args.seed + number, args.samples, decoding,
-                context=args.context, batch_size=args.batch_size, margin=args.margin,
-            )  # fmt: skip
-            for sample, pixels in enumerate(pictures):
-                path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
-                notes += write_photo(path, photo, pixels)
-        except (ValueError, OSError) as error:
-            failed = True
-            tqdm.write(f"inpainting.py: error: {error}", file=sys.stderr)
-        else:
-            for note in photo.notes + notes:
-                tqdm.write(f"note: {note}")
-    if failed:
-        sys.exit(1)
-
+# --- the weights that are here ---
 
 SHELVES = (ROOT / "pretrained", Path("checkpoints"))  # the trainings write to checkpoints/ of the current folder
 LINE = "{:<24} {:>9} {:>22} {:>14} {:>16}"
@@ -211,6 +77,20 @@ def _first_words(card: Path) -> str:
     return first.partition(". ")[0].rstrip(".")
 
 
+# --- the command line ---
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"  # of a single picture
+ALWAYS = {"checkpoint", "out", "samples", "seed", "margin", "batch_size", "device", "precision", "compile"}
+ALWAYS |= set(DecodingConfig.model_fields)
+LAB = {"predicted_path", "lpips_weights", "profile", "grids", "animate"}
+MODES = {  # what each way to name the pictures understands beside ALWAYS
+    "--list": set(),
+    "--image": {"image", "mask", "hole_color", "box", "context"},
+    "--test-maskedimage-path": {"test_maskedimage_path", "test_mask_path", "gtcsv_path", "num_workers", *LAB},
+    "scikit-image's cat": LAB,
+}
+
+
 def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
     """Reads `count` integers, written 1,2,3."""
 
@@ -249,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--test-maskedimage-path", metavar="DIR", help="images with holes (or whole: holes are cut out)")
     add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, in the same order: 0 = hole, 255 = known")
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
-    add_flag(where, "--predicted-path", metavar="DIR", help="composited results (default: OUT/test_results)")
+    add_flag(where, "--predicted-path", type=Path, metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
              help="answers an image: more in OUT/samples, of --image NAME_0.png ... (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
@@ -297,27 +177,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def override(decoding: DecodingConfig, args: argparse.Namespace) -> DecodingConfig:
-    """The checkpoint's decoding with the given flags; --total-iter alone moves the sweet spot with it."""
-    return decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
+def given(argv: list[str] | None) -> set[str]:
+    """The flags on the command line, by their names in the parsed arguments."""
+    parser, unset = build_parser(), object()
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {name for name, value in vars(parser.parse_args(argv)).items() if value is not unset}
 
 
-def lpips(args: argparse.Namespace, device: torch.device) -> Perceptual | None:
-    """What measures how samples differ; None without samples, or, said in a line, where its weights are out of reach.
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[str]) -> str:
+    """The one of MODES that `flags`, those given, ask for.
 
-    Raises ValueError or FileNotFoundError for a file that does not fit.
+    Ends the program where flags do not go together, or one of them would do nothing.
     """
-    if args.samples == 1:
-        return None
-    try:
-        return Perceptual("alex", args.lpips_weights).to(device)
-    except RuntimeError as error:
-        log.info(f"no diversity: {error}")
-        return None
-
-
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where flags do not go together."""
     if args.image and args.test_maskedimage_path:
         parser.error("--image and --test-maskedimage-path exclude each other")
     if not args.image and (args.mask or args.hole_color or args.box):
@@ -326,6 +197,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--test-maskedimage-path and --test-mask-path go together")
     if args.gtcsv_path and not args.test_mask_path:
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
+    asked = {"--list": args.list, "--image": args.image, "--test-maskedimage-path": args.test_mask_path}
+    mode = next((name for name, value in asked.items() if value), "scikit-image's cat")
+    known = MODES[mode] | (ALWAYS if mode != "--list" else {"list"})
+    if idle := flags - known:
+        told = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in idle))
+        parser.error(f"{told}: would do nothing with {mode}")
     if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not args.context >= 1:
         parser.error("--batch-size, --samples and --context must be at least 1")
     if min(args.seed, args.margin, args.grids, args.profile) < 0:
@@ -334,6 +211,101 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--lpips-weights measures how several completions differ: give --samples too")
     if args.animate and not args.grids:
         parser.error("--animate shows the images that --grids draws, which is 0")
+    return mode
+
+
+def lpips(samples: int, weights: str | None, device: torch.device) -> Perceptual | None:
+    """What measures how samples differ; None without samples, or, said in a line, where its weights are out of reach.
+
+    Raises ValueError or FileNotFoundError for a file that does not fit.
+    """
+    if samples == 1:
+        return None
+    try:
+        return Perceptual("alex", weights).to(device)
+    except RuntimeError as error:
+        log.info(f"no diversity: {error}")
+        return None
+
+
+@torch.no_grad()
+def count(
+    averages: dict[str, RunningAverages],
+    batch: Inputs,
+    result: InpaintingResult,
+    distance: Callable[[Tensor, Tensor], Tensor] | None,
+    device: torch.device,
+) -> None:
+    """Adds a batch to the row of each of its groups."""
+    completions = result.images.unflatten(0, (len(batch), -1))  # (b, K, 3, H, W)
+    spread = None
+    if distance and completions.shape[1] > 1:
+        spread = diversity(to_float(completions.to(device)), distance).cpu()
+    for group in dict.fromkeys(batch.groups):
+        chosen = torch.tensor([other == group for other in batch.groups])
+        truth, part = (None if x is None else x[chosen] for x in (batch.truth, spread))
+        averages.setdefault(group, RunningAverages()).add(batch.hole[chosen], completions[chosen, 0], truth, part)
+
+
+def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: DecodingConfig) -> None:
+    """Fills the lab's folders or scikit-image's cat, and prints a table."""
+    options = Options(
+        out=args.out, predicted=args.predicted_path, seed=args.seed, samples=args.samples, batch_size=args.batch_size,
+        margin=args.margin, drawn=args.grids, animate=args.animate, keep_truth=not args.gtcsv_path,
+        profiled=args.profile,
+    )  # fmt: skip
+    if args.test_mask_path:
+        paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path
+        inputs = Folders(*paths, inpainter.size, args.num_workers)
+    else:
+        inputs = chelsea(inpainter.size)
+    args.out.mkdir(parents=True, exist_ok=True)
+    distance = lpips(args.samples, args.lpips_weights, inpainter.device)
+    averages: dict[str, RunningAverages] = {}
+    start = time.perf_counter()
+    for batch, result in inpaint(inpainter, inputs, decoding, options):
+        count(averages, batch, result, distance, inpainter.device)
+    seconds = time.perf_counter() - start
+    notes = {
+        "diversity": {group: row.diversity for group, row in averages.items()},  # None: not measured
+        "device": str(inpainter.device),
+        "seconds": round(seconds, 3),
+        "images": args.test_maskedimage_path or "skimage.data.chelsea",
+        "masks": args.test_mask_path or "masks.make_holes, seed 0",
+    }
+    write_manifest(args.checkpoint, inputs, decoding, options, notes)
+    more = f" {'diversity':>10}" if args.samples > 1 else ""
+    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")
+    for group, row in averages.items():
+        log.info(row.row(group, args.samples))
+    log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
+    log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
+             f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
+
+
+def fill_photos(inpainter: Inpainter, args: argparse.Namespace, decoding: DecodingConfig) -> bool:
+    """Fills pictures of any size; one that cannot be is reported. Whether all could be filled."""
+    jobs, done = pair_photos(args.image, args.mask, args.out), True
+    for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
+        try:
+            photo = read_photo(image, mask, args.hole_color, args.box)
+            with tqdm(total=1.0, desc="inpainting", disable=len(jobs) > 1, delay=1, bar_format=BAR) as bar:
+                pictures, notes = fill_photo(
+                    inpainter, photo, args.seed + number, args.samples, decoding,
+                    context=args.context, batch_size=args.batch_size, margin=args.margin,
+                    on_step=lambda share, bar=bar: bar.update(share - bar.n),
+                )  # fmt: skip
+            notes = photo.notes + notes
+            for sample, pixels in enumerate(pictures):
+                path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
+                notes += write_photo(path, photo, pixels)
+        except (ValueError, OSError) as error:
+            done = False
+            tqdm.write(f"inpainting.py: error: {error}", file=sys.stderr)
+        else:
+            for note in notes:
+                tqdm.write(f"note: {note}")
+    return done
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -341,37 +313,22 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.list:
+    mode = check(parser, args, given(argv))
+    if mode == "--list":
         log.info(listing())
         return
-    check(parser, args)
     try:
-        jobs = pair_photos(args.image, args.mask, args.out) if args.image else []
+        if mode == "--image":
+            pair_photos(args.image, args.mask, args.out)  # what does not fit is told before networks are loaded
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
-        decoding = override(inpainter.decoding, args)
-        if jobs:
-            return fill_photos(inpainter, jobs, args, decoding)
-        if args.test_mask_path:
-            paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path
-            inputs = Folders(*paths, inpainter.size, args.num_workers)
+        decoding = inpainter.decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
+        if mode == "--image":
+            if not fill_photos(inpainter, args, decoding):
+                sys.exit(1)
         else:
-            inputs = chelsea(inpainter.size)
-        args.batch_size = args.batch_size or images_at_once(inpainter.device)
-        args.out.mkdir(parents=True, exist_ok=True)
-        distance = lpips(args, inpainter.device)
-        start = time.perf_counter()
-        tallies = run(inpainter, inputs, args, decoding, distance)
-        seconds = time.perf_counter() - start
+            fill_folders(inpainter, args, decoding)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    write_manifest(args, inputs, decoding, seconds, inpainter.device, tallies)
-    more = f" {'diversity':>10}" if args.samples > 1 else ""
-    log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")
-    for group, tally in tallies.items():
-        log.info(tally.row(group, args.samples))
-    log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
-    log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
-             f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Compares ways to fill holes, on the same images and holes: every row x family of holes x decoding seed.
+"""Compares ways to fill holes, on the same images and holes: every method x family of holes x decoding seed.
 
     python sweep.py --config configs/sweeps/main.yml
     python sweep.py --config configs/sweeps/main.yml --n 32 --rows "OpenCV Telea" ours --data.generated "[box]"
 
-Writes rows.csv (all figures, a line for each), results.md, plots and the rows' pictures of a cat into --out. What is
-in rows.csv already, of the same images, holes, weights and settings, is not computed again: start a sweep that was
+Writes rows.csv (all figures, a line for each), results.md, plots and what each method makes of a cat into --out. What
+is in rows.csv already, of the same images, holes, weights and settings, is not computed again: start a sweep that was
 stopped once more.
-Figures: FD-VGG16 (not the FID), KID, LPIPS (AlexNet), and PSNR, SSIM, L1 in the hole; see judge.py.
+Figures: FD-VGG16 (not the FID), KID, LPIPS (AlexNet), and PSNR, SSIM, L1 in the hole; see evaluation/evaluator.py.
 """
 
 import argparse
@@ -27,11 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import add_flag, load_config, parse_overrides
-from evaluation.evaluator import Judge, digest
-from evaluation.methods import Row, fill, leak, needs_seed, settings_of
+from evaluation.evaluator import Evaluator, digest
+from evaluation.methods import Method, arithmetic, complete, leak, needs_seed, settings_of
 from evaluation.metrics import code_usage
-from evaluation.report import WHOLE, Line, chosen, read_lines, write_lines, write_report
-from maskgit.data import list_images, read_holes, write_image
+from evaluation.report import WHOLE, Line, add_line, chosen, latest, read_lines, write_report
+from maskgit.data import list_images, write_image
+from maskgit.dataset import read_holes
 from maskgit.folders import chelsea, read_truth
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Row as Strip
@@ -47,7 +48,7 @@ class SweepDataConfig(Settings):
     truth: str = Field(description="true images: a folder, an .npz or a .csv")
     n: int = Field(0, ge=0, description="the first n of them; 0: all")
     masks: dict[str, str] = Field({}, description="families of holes by name: folders of masks, one an image")
-    generated: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="families of masks.py")
+    generated: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="families of maskgit/masks.py")
     hole_seed: int = Field(1, ge=0, description="of the generated families")
 
     @pydantic.field_validator("generated")
@@ -66,8 +67,10 @@ class SweepDataConfig(Settings):
         return self
 
 
-class JudgeConfig(Settings):
-    feature_weights: str = Field(description="file of VGG16 features, for FD-VGG16 and KID")
+class EvaluatorConfig(Settings):
+    feature_weights: str | None = Field(
+        None, description="file of VGG16 features, for FD-VGG16 and KID; null: torchvision downloads them"
+    )
     lpips_weights: str | None = Field(None, description="file of AlexNet features; null: torchvision downloads them")
 
 
@@ -75,24 +78,48 @@ class SweepConfig(Settings):
     """What to compare, on what."""
 
     data: SweepDataConfig
-    judge: JudgeConfig
+    evaluator: EvaluatorConfig = EvaluatorConfig()
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0, 1, 2, 3, 4)
-    rows: Annotated[tuple[Row, ...], Field(strict=False, min_length=1)]
+    rows: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = Field(description="the methods to compare")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _judge_is_the_evaluator(cls, values):
+        """`judge` is what configs called it before."""
+        if isinstance(values, dict) and "judge" in values:
+            values = dict(values)
+            values["evaluator"] = values.pop("judge") | values.get("evaluator", {})
+        return values
 
     @pydantic.field_validator("rows")
     @classmethod
-    def _one_name_each(cls, rows: tuple[Row, ...]):
-        names = [row.name for row in rows]
+    def _one_name_each(cls, methods: tuple[Method, ...]):
+        names = [method.name for method in methods]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two rows are called {', '.join(twice)}")
-        return rows
+            raise ValueError(f"two methods are called {', '.join(twice)}")
+        return methods
 
     def only(self, names: list[str] | None) -> "SweepConfig":
-        """With the rows `names` alone. Raises ValueError listing the known ones."""
-        known = [row.name for row in self.rows]
+        """With the methods `names` alone. Raises ValueError listing the known ones."""
+        known = [method.name for method in self.rows]
         if unknown := set(names or ()) - set(known):
             raise ValueError(f"--rows {', '.join(unknown)}: expected some of {', '.join(known)}")
-        return self.model_copy(update={"rows": tuple(row for row in self.rows if not names or row.name in names)})
+        methods = tuple(method for method in self.rows if not names or method.name in names)
+        return self.model_copy(update={"rows": methods})
+
+    def measurable(self) -> "SweepConfig":
+        """Without the methods whose weights are missing; a line says which, and how to make them.
+
+        Raises ValueError where none is left.
+        """
+        for method in self.rows:
+            if method.missing:
+                how = f"; {method.made_by} makes it" if method.made_by else ""
+                log.info(f"skipped: {method.name}: no {method.missing[0]}{how}")
+        methods = tuple(method for method in self.rows if not method.missing)
+        if not methods:
+            raise ValueError("no method is left to measure")
+        return self.model_copy(update={"rows": methods})
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -100,9 +127,9 @@ class SweepConfig(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One line to be: a row on a family of holes with a decoding seed, or None where the result needs none."""
+    """One line to be: a method on a family of holes with a decoding seed, or None where the result needs none."""
 
-    row: Row
+    method: Method
     family: str
     hole: Tensor  # (N, 1, H, W) bool
     seed: int | None
@@ -111,9 +138,12 @@ class Entry:
 
 
 class Sweep:
-    """The images, the holes, the judge and the networks of all rows. Raises ValueError, FileNotFoundError at once."""
+    """The images, the holes, the evaluator and the networks of all methods.
 
-    def __init__(self, config: SweepConfig, device: str, workers: int):
+    Raises ValueError, FileNotFoundError or RuntimeError (weights that cannot be downloaded) at once.
+    """
+
+    def __init__(self, config: SweepConfig, device: str, workers: int, precision: str = "auto"):
         self.config, self.workers = config, workers
         data = config.data
         self.truth = read_truth(data.truth)
@@ -124,14 +154,18 @@ class Sweep:
         holes |= {name: make_holes(name, len(self.truth), size, data.hole_seed) for name in data.generated}
         self.truth, self.holes = self.truth[:n], {name: hole[:n] for name, hole in holes.items()}
         self.holes[WHOLE] = torch.ones_like(self.truth[:, :1], dtype=torch.bool)
-        opened = {row.files: row.open(device) for row in {row.files: row for row in config.rows}.values()}
-        self.networks = {row.name: opened[row.files] for row in config.rows}
-        for row in config.rows:
-            if (codec := self.networks[row.name]) and self.truth.shape[2:] != (codec.size, codec.size):
+        needed = {method.files: method for method in config.rows}  # methods of the same files share their networks
+        opened = {files: method.open(device, precision) for files, method in needed.items()}
+        self.networks = {method.name: opened[method.files] for method in config.rows}
+        for method in config.rows:
+            if (codec := self.networks[method.name]) and self.truth.shape[2:] != (codec.size, codec.size):
                 found = "x".join(map(str, self.truth.shape[2:]))
-                raise ValueError(f"{data.truth}: {found} pixels, but row {row.name} takes {codec.size}x{codec.size}")
-        self.device = pick_device(device)
-        self.judge = Judge(self.truth, config.judge.feature_weights, config.judge.lpips_weights, self.device)
+                raise ValueError(
+                    f"{data.truth}: {found} pixels, but method {method.name} takes {codec.size}x{codec.size}"
+                )
+        self.device, self.precision = pick_device(device), precision
+        weights = config.evaluator
+        self.evaluator = Evaluator(self.truth, weights.feature_weights, weights.lpips_weights, self.device)
 
     def _read(self, folder: str) -> Tensor:
         hole = read_holes(list_images(folder))
@@ -143,74 +177,70 @@ class Sweep:
 
     def entries(self) -> list[Entry]:
         """Family by family, all that is to be compared."""
-        settings = {row.name: settings_of(row, self.networks[row.name]) for row in self.config.rows}
+        settings = {method.name: settings_of(method, self.networks[method.name]) for method in self.config.rows}
         entries = []
         for family, hole in self.holes.items():
-            place = self.judge.identity | {"hole": digest(hole)}
-            for row in self.config.rows:
-                if family == WHOLE and row.kind != "floor":
+            place = self.evaluator.identity | {"hole": digest(hole)}
+            for method in self.config.rows:
+                if family == WHOLE and method.kind != "vq_reconstruction":
                     continue
-                for seed in self.config.seeds if needs_seed(row, self.networks[row.name]) else (None,):
-                    told = json.dumps([settings[row.name], place, seed], sort_keys=True)
-                    key = hashlib.sha256(told.encode()).hexdigest()[:16]
-                    entries.append(Entry(row, family, hole, seed, settings[row.name], key))
+                own = settings[method.name]
+                for seed in self.config.seeds if needs_seed(method, self.networks[method.name]) else (None,):
+                    entries.append(Entry(method, family, hole, seed, own, key_of(own, place, seed)))
         return entries
 
     def measure(self, entry: Entry) -> Line:
-        """Fills the holes and judges the result."""
-        row, hole, networks = entry.row, entry.hole, self.networks[entry.row.name]
+        """Fills the holes and evaluates the result."""
+        method, hole, networks = entry.method, entry.hole, self.networks[entry.method.name]
         start = time.perf_counter()
-        filled = fill(row, networks, self.truth, hole, entry.seed, self.workers)
+        filled = complete(method, networks, self.truth, hole, entry.seed, self.workers)
         figures = {"seconds": (time.perf_counter() - start) / len(hole)}
-        judged = self.judge(filled.images, hole)
-        figures |= judged.means() | judged.by_hole_size(hole)
+        found = self.evaluator(filled.images, hole)
+        figures |= found.means() | found.by_hole_size(hole)
         if entry.family == WHOLE:
             figures["code_usage"] = code_usage(filled.tokens, networks.vqgan.config.codebook.codes)
         elif filled.raw is not None:
-            means = self.judge(filled.raw, hole).means()
+            means = self.evaluator(filled.raw, hole).means()
             figures |= {f"raw_{name}": value for name, value in means.items() if name not in SAME}
-            if row.kind == "floor":
+            if method.kind == "vq_reconstruction":
                 figures |= leak(networks, filled.tokens, self.truth, hole)
-        return Line(row.name, entry.family, entry.seed, len(hole), entry.key, figures, entry.settings)
+        return Line(method.name, entry.family, entry.seed, len(hole), entry.key, figures, entry.settings)
+
+
+def key_of(settings: dict, place: dict[str, str], seed: int | None) -> str:
+    """A hash of all that the figures of a line depend on: method, images, holes, features, seed."""
+    return hashlib.sha256(json.dumps([settings, place, seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def run(sweep: Sweep, out: Path, command: str, measure: bool = True) -> list[Line]:
-    """Measures what rows.csv in `out` lacks, writing it after every entry and the report after every family.
-
-    With `measure` false it reports what is there, no more.
-    """
+def run(sweep: Sweep, out: Path, command: str) -> None:
+    """Measures what rows.csv in `out` lacks, adding to it after every entry, and reports after every family."""
     entries, path = sweep.entries(), out / "rows.csv"
-    wanted = [(entry.row.name, entry.key) for entry in entries]
-    done = {(line.row, line.key) for line in read_lines(path)}
+    wanted = [(entry.method.name, entry.key) for entry in entries]
+    done = {(line.method, line.key) for line in read_lines(path)}
     todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in done]
     log.info(f"{len(entries)} entries of {len(sweep.truth)} images, {len(entries) - len(todo)} of them in {path}")
     about = describe(sweep, command)
-    if not measure:
-        todo = []
     for number, entry in enumerate(tqdm(todo, desc="sweep", unit="entry"), start=1):
-        line = sweep.measure(entry)
-        write_lines(path, [*read_lines(path), line])  # read anew: another process may have written there
+        add_line(path, sweep.measure(entry))
         if number == len(todo) or todo[number].family != entry.family:
             write_report(out, chosen(read_lines(path), wanted), about)
-    lines = chosen(read_lines(path), wanted)
     if not todo:
-        write_report(out, lines, about)
+        write_report(out, chosen(read_lines(path), wanted), about)
     if cats := strips(sweep):
         write_image(out / "chelsea.png", contact_sheet(cats))
-    return lines
 
 
 def strips(sweep: Sweep) -> list[Strip]:
-    """What each row makes of a crop of scikit-image's cat, a strip for each of the families that is in masks.py."""
-    cat, lines, rows = chelsea(sweep.truth.shape[-1]), [], sweep.config.rows
+    """What each method makes of a crop of scikit-image's cat, a strip for each family of maskgit/masks.py."""
+    cat, lines, methods = chelsea(sweep.truth.shape[-1]), [], sweep.config.rows
     for family in dict.fromkeys(group for group in cat.groups if group in sweep.holes):
         first = slice(cat.groups.index(family), cat.groups.index(family) + 1)
-        truth, hole = cat.truth[first], cat.hole[first]
-        filled = [fill(row, sweep.networks[row.name], truth, hole, sweep.config.seeds[0], 0).images for row in rows]
-        lines.append(Strip(family, ["truth", *(row.name for row in rows)], torch.cat([truth, *filled])))
+        truth, hole, seed = cat.truth[first], cat.hole[first], sweep.config.seeds[0]
+        filled = [complete(method, sweep.networks[method.name], truth, hole, seed, 0).images for method in methods]
+        lines.append(Strip(family, ["truth", *(method.name for method in methods)], torch.cat([truth, *filled])))
     return lines
 
 
@@ -221,8 +251,9 @@ def describe(sweep: Sweep, command: str) -> dict[str, object]:
         "command": f"`{command}`",
         "images": f"{sweep.config.data.truth}, n = {len(sweep.truth)}",
         "machine": ", ".join(f"{key} {value}" for key, value in machine(sweep.device).items() if value),
+        "arithmetic": ", ".join(arithmetic(sweep.device, sweep.precision).values()),
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
-        "hashes of the judge (SHA-256)": ", ".join(f"{key} {value}" for key, value in sweep.judge.identity.items()),
+        "hashes of the evaluator (SHA-256)": ", ".join(f"{k} {v}" for k, v in sweep.evaluator.identity.items()),
     }
 
 
@@ -235,14 +266,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default=ROOT / "configs" / "sweeps" / "main.yml", type=Path, metavar="FILE",
                         help="default: configs/sweeps/main.yml")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: results/sweeps/NAME OF THE CONFIG")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these rows of the config alone")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="these methods of the config alone")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="decoding seeds: overrides seeds")
     parser.add_argument("--n", type=int, dest="data.n", metavar="N", help="the first N images: overrides data.n")
     for key in ("feature_weights", "lpips_weights"):
         flag = f"--{key.replace('_', '-')}"
-        add_flag(parser, flag, dest=f"judge.{key}", metavar="FILE", help=f"overrides judge.{key}")
-    parser.add_argument("--report", action="store_true", help="measure nothing, report what rows.csv has")
+        add_flag(parser, flag, dest=f"evaluator.{key}", metavar="FILE", help=f"overrides evaluator.{key}")
+    parser.add_argument("--report", action="store_true", help="measure nothing: tables and plots of what rows.csv has")
     add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    add_flag(parser, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
+             help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
     add_flag(parser, "--num-workers", type=int, default=2, help="processes of the classical methods (default: 2)")
     return parser
 
@@ -253,15 +286,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     flags = {key: value for key, value in vars(args).items() if value is not None and ("." in key or key == "seeds")}
+    command = shlex.join(["python", "sweep.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         config = load_config(args.config, flags | parse_overrides(rest), SweepConfig).only(args.rows)
-        sweep = Sweep(config, args.device, args.num_workers)
         out = args.out or Path("results") / "sweeps" / args.config.stem
-        read_lines(out / "rows.csv")
+        lines = latest(read_lines(out / "rows.csv"), [method.name for method in config.rows])
+        if args.report:
+            if not lines:
+                raise ValueError(f"{out / 'rows.csv'}: nothing there to report")
+            write_report(out, lines, {"command": f"`{command}`", "images": f"n = {lines[0].n}"})
+        else:
+            sweep = Sweep(config.measurable(), args.device, args.num_workers, args.precision)
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    command = shlex.join(["python", "sweep.py", *(sys.argv[1:] if argv is None else argv)])
-    run(sweep, out, command, measure=not args.report)
+    if not args.report:
+        run(sweep, out, command)
     log.info(f"{out / 'results.md'}   {out / 'rows.csv'}")
 
 

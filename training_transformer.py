@@ -8,7 +8,7 @@ import torch
 from config import parse_training, training_parser
 from models.distributed import world
 from training.run import Run, load_images, open_store
-from training.transformer import Stage2, frozen_vqgan, load_tokens
+from training.transformer import TransformerTrainer, frozen_vqgan, load_tokens
 from utils import first_on_machine, join_processes, leave_processes, log, start_logging
 
 
@@ -27,17 +27,17 @@ def main(argv: list[str] | None = None) -> None:
         tokens = load_tokens(vqgan, train, key, device, 1 + config.data.flip, store)
         val_tokens = load_tokens(vqgan, val, key, device, 1, store).stack().flatten(1)
         torch.manual_seed(config.transformer_training.seed)
-        stage = Stage2(config, device, vqgan, tokens, val_tokens, val.images)
+        trainer = TransformerTrainer(config, device, vqgan, tokens, val_tokens, val.images)
         notes = {"decoding": config.decoding.model_dump_json(), "vqgan": key}
-        settings, optimizers = config.transformer_training, {"adam": stage.optimizer}
-        run = Run("transformer", folder, settings, len(train), stage.model, optimizers, notes=notes)
+        settings, optimizers = config.transformer_training, {"adam": trainer.optimizer}
+        run = Run("transformer", folder, settings, len(train), trainer.model, optimizers, notes=notes)
         if args.resume:
             run.resume()
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 2: {counts}, on {world()} x {device.type}")
-    run.fit(stage.fetch, stage.update, stage.validate, args.profile)
+    run.fit(trainer.fetch, trainer.update, trainer.validate, args.profile)
     log.info(f"weights: {run.weights}")
     leave_processes()
 

@@ -1,16 +1,31 @@
-"""Stage 1: images -> a VQGAN checkpoint; stage 1b: its decoder learns to read the known pixels around holes.
+"""Stage 1: images -> a VQGAN checkpoint; decoder finetuning: it learns to read the known pixels around holes.
 
 python training_vqgan.py --config configs/cats64.yml
-python training_vqgan.py --config configs/cats64_known.yml
+python training_vqgan.py --config configs/cats64_decoder.yml
 """
+
+import shutil
+from pathlib import Path
 
 import torch
 
 from config import parse_training, training_parser
+from models.checkpoint import file_hash, replace_file
 from models.distributed import world
-from training.autoencoder import Stage1
+from training.autoencoder import VQGANTrainer
 from training.run import Run, load_images, open_store
-from utils import join_processes, leave_processes, log, start_logging
+from utils import first_on_machine, join_processes, leave_processes, log, start_logging
+
+
+def keep_beside(transformer: Path, target: Path) -> None:
+    """Copies the transformer that guesses to `target`, beside the new VQGAN: its tokens are still those it knows.
+
+    Raises ValueError where another one is there.
+    """
+    if not target.exists():
+        replace_file(target, lambda temporary: shutil.copyfile(transformer, temporary))
+    elif file_hash(target) != file_hash(transformer):
+        raise ValueError(f"{target}: another transformer than {transformer}; take another --out, or remove it")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,15 +38,20 @@ def main(argv: list[str] | None = None) -> None:
         folders = load_images(config.data, config.vqgan.image_size, open_store(folder, config.data))
         train, val = folders[0].maps, folders[1].images
         torch.manual_seed(config.vqgan_training.seed)
-        stage = Stage1(config, device, train, val)
-        run = Run("vqgan", folder, config.vqgan_training, len(train), stage.model, stage.optimizers, stage.modules)
+        trainer = VQGANTrainer(config, device, train, val)
+        run = Run(
+            "vqgan", folder, config.vqgan_training, len(train), trainer.model, trainer.optimizers, trainer.modules
+        )
         if args.resume:
             run.resume()
+        if guessing := config.vqgan_training.guesses.transformer:
+            with first_on_machine():
+                keep_beside(Path(guessing), run.weights.with_name("transformer.safetensors"))
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         parser.error(str(error))
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 1: {counts}, on {world()} x {device.type}")
-    run.fit(stage.fetch, stage.update, stage.validate, args.profile)
+    run.fit(trainer.fetch, trainer.update, trainer.validate, args.profile)
     log.info(f"weights: {run.weights}")
     leave_processes()
 

@@ -1,4 +1,4 @@
-"""Small things every script needs: seeds, devices, processes, numeric precision, logging, profiles, picture grids."""
+"""Small things every script needs: seeds, devices, processes, numeric precision, logging, profiles."""
 
 import contextlib
 import datetime
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 log = logging.getLogger("maskgit")
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -29,8 +28,13 @@ def start_logging() -> None:
 
 
 def mix(*numbers: int) -> int:
-    """A well-mixed 63-bit seed from integers: every random draw is a function of (seed, step)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64).item() >> 1)
+    """A well-mixed 63-bit seed from integers >= 0: every random draw is a function of (seed, step)."""
+    zeros = 0
+    while zeros < len(numbers) and numbers[-1 - zeros] == 0:
+        zeros += 1
+    # SeedSequence pads with zeros, so those at the end would not count
+    sequence = np.random.SeedSequence(numbers, spawn_key=(zeros,) if zeros else ())
+    return int(sequence.generate_state(1, np.uint64).item() >> 1)
 
 
 def pick_device(name: str) -> torch.device:
@@ -144,23 +148,11 @@ def images_at_once(device: torch.device) -> int:
 
 
 def autocast(device: torch.device, precision: str = "auto"):
-    """A context of mixed precision: `precision` is auto, float32 or bfloat16."""
-    wanted = uses_bfloat16(device, precision)
-    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+    """A context of this precision (auto, float32 or bfloat16), whatever precision the code around it asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device, precision))
 
 
 def memory_format(device: torch.device, precision: str = "auto") -> torch.memory_format:
     """The faster layout for convolutions: channels last, but for float32 on a CPU (0.8 of the speed in training)."""
     fast = device.type == "cuda" or uses_bfloat16(device, precision)
     return torch.channels_last if fast else torch.contiguous_format
-
-
-def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """uint8 images (N, 3, H, W) -> one uint8 picture (3, rows * (H + gap) - gap, ...), white between."""
-    n, c, height, width = images.shape
-    rows = -(-n // columns)
-    sheet = images.new_full((c, rows * (height + gap) - gap, columns * (width + gap) - gap), 255)
-    for index, image in enumerate(images):
-        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet

@@ -1,4 +1,4 @@
-"""How good a set of images is: `Judge`, the figures of filled images beside the truth.
+"""How good a set of images is: `Evaluator`, the figures of filled images beside the truth.
 
     images, truth  (N, 3, H, W) uint8
     hole           (N, 1, H, W) bool   True = missing, some pixel in every image
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.metrics import Moments, frechet_distance, hole_l1, hole_psnr, hole_ssim, kid
+from evaluation.metrics import EXACT, Moments, frechet_distance, hole_l1, hole_psnr, hole_ssim, kid
 from maskgit.data import to_float
 from models.checkpoint import file_hash
 from models.features import VGG16Features
@@ -23,7 +23,6 @@ from models.perceptual import Perceptual
 
 BATCH = 64
 SUBSET = 500  # images of a subset for KID
-EXACT = 100.0  # dB: counts for a hole that is filled exactly, whose PSNR is infinite
 BINNED = ("psnr", "lpips", "l1")
 WIDTH = 10  # per cent of the pixels: of a bin of hole sizes
 
@@ -35,7 +34,7 @@ def digest(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What a `Judge` says of a set of images."""
+    """What an `Evaluator` says of a set of images."""
 
     of_set: dict[str, float]
     of_images: dict[str, Tensor]  # (N) float32 each
@@ -55,11 +54,12 @@ class Figures:
         return found
 
 
-class Judge:
+class Evaluator:
     """Compares sets of images with the `truth`.
 
-    feature_weights: a file of VGG16; lpips_weights: one of AlexNet, or None to let torchvision download it. `identity`
-    says by hashes what the figures depend on. Raises FileNotFoundError, or ValueError naming what does not fit.
+    feature_weights: a file of VGG16; lpips_weights: one of AlexNet; None lets torchvision download them. `identity`
+    says by hashes what the figures depend on. Raises FileNotFoundError, or ValueError naming what does not fit, or
+    models.features.WeightsError.
     """
 
     def __init__(self, truth: Tensor, feature_weights, lpips_weights, device: torch.device):
@@ -70,7 +70,7 @@ class Judge:
         self.moments = self._moments(self.features)
         self.identity = {
             "truth": digest(truth),
-            "vgg16": file_hash(feature_weights)[:16],
+            "vgg16": file_hash(self.network.weights_file)[:16],
             "alexnet": file_hash(lpips_weights)[:16] if lpips_weights else "torchvision",
         }
 

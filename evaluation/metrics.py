@@ -19,6 +19,8 @@ from torch import Tensor
 
 from maskgit.data import to_float
 
+EXACT = 100.0  # dB: counts in a mean for a hole that is filled exactly, whose PSNR is infinite
+
 # --- two sets of images -----------------------------------------------------------------------------------------------
 
 
@@ -206,7 +208,7 @@ def perplexity(tokens: Tensor, k: int) -> float:
 
 
 @dataclass
-class Tally:
+class RunningAverages:
     """Sums over the images of a group, for its row of the table."""
 
     images: int = 0
@@ -223,7 +225,8 @@ class Tally:
         some = hole.flatten(1).any(dim=1)
         if truth is not None and some.any():
             self.scored += int(some.sum())
-            self.psnr += float(hole_psnr(to_float(filled[some]), to_float(truth[some]), hole[some]).sum())
+            quality = hole_psnr(to_float(filled[some]), to_float(truth[some]), hole[some])
+            self.psnr += float(quality.clamp(max=EXACT).sum())
         if spread is not None:
             self.compared += int(some.sum())
             self.distance += float(spread[some].sum())
@@ -238,11 +241,3 @@ class Tally:
         line = f"{group:<10} {self.images:>4} {100 * self.missing / self.images:>7.1f} {quality:>13}"
         spread = "-" if self.diversity is None else f"{self.diversity:.4f}"
         return f"{line} {spread:>10}" if samples > 1 else line
-
-
-def spread_of(completions: list[Tensor], distance: Callable | None, device: torch.device) -> Tensor | None:
-    """The diversity (b,) of uint8 completions (b, 3, H, W), at least two; None without a `distance`."""
-    if distance is None or len(completions) < 2:
-        return None
-    with torch.no_grad():
-        return diversity(torch.stack([to_float(images.to(device)) for images in completions], dim=1), distance).cpu()

@@ -1,18 +1,20 @@
 """What a sweep leaves behind: rows.csv, results.md and plots.
 
-A `Line` is one row on one family of holes with one decoding seed. Tables and plots give the mean and the sample
+A `Line` is one method on one family of holes with one decoding seed. Tables and plots give the mean and the sample
 standard deviation over seeds.
 """
 
 import csv
 import json
 import math
+import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.evaluator import BINNED
+from evaluation.methods import FORMER_KINDS
 from models.checkpoint import replace_file
 from utils import log
 
@@ -38,13 +40,13 @@ FIGURES = {
 RAW = ("raw_fd_vgg16", "raw_kid", "raw_kid_sd", "raw_lpips", "raw_ssim")
 OF_VQGAN = ("psnr", "lpips", "ssim", "fd_vgg16", "kid", "code_usage")
 WHOLE = "whole"  # the family of holes in which everything is missing: how well a VQGAN does on whole images
-NO_METHODS = ("masked", "floor")  # kinds that are never the best: they fill nothing, or know the truth
-FIRST = ("row", "family", "seed", "n", "key")  # columns of rows.csv, before the figures and `settings`
+NO_RIVALS = ("masked", "vq_reconstruction")  # kinds that are never the best: they fill nothing, or know the truth
+FIRST = ("method", "family", "seed", "n", "key")  # columns of rows.csv, before the figures and `settings`
 
 
 @dataclass(frozen=True)
 class Line:
-    row: str
+    method: str
     family: str
     seed: int | None  # None: the result needs none
     n: int  # images
@@ -61,13 +63,30 @@ def read_lines(path: Path) -> list[Line]:
     with open(path, newline="", encoding="utf-8") as file:
         for number, values in enumerate(csv.DictReader(file), start=2):
             try:
-                row, family, seed, n, key = (values.pop(name) for name in FIRST)
+                if "row" in values:  # as the column was called before
+                    values["method"] = values.pop("row")
+                method, family, seed, n, key = (values.pop(name) for name in FIRST)
                 settings = json.loads(values.pop("settings"))
+                settings["kind"] = FORMER_KINDS.get(settings["kind"], settings["kind"])
                 figures = {name: float(value) for name, value in values.items() if value}
-                lines.append(Line(row, family, int(seed) if seed else None, int(n), key, figures, settings))
+                lines.append(Line(method, family, int(seed) if seed else None, int(n), key, figures, settings))
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{path}, row {number}: not a line of a sweep ({error!r})") from error
     return lines
+
+
+def add_line(path: Path, line: Line) -> None:
+    """Adds a line to a rows.csv, replacing the file at once. Another process of this machine that adds one waits."""
+    import fcntl  # imported here: a report needs no lock, and not every system has it
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)  # what is locked: the file itself is replaced
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        write_lines(path, [*read_lines(path), line])
+    finally:
+        os.close(folder)
 
 
 def write_lines(path: Path, lines: list[Line]) -> None:
@@ -88,9 +107,16 @@ def write_lines(path: Path, lines: list[Line]) -> None:
 
 
 def chosen(lines: list[Line], wanted: list[tuple[str, str]]) -> list[Line]:
-    """Those of `lines` whose (row, key) is `wanted`, in that order."""
-    found = {(line.row, line.key): line for line in lines}
+    """Those of `lines` whose (method, key) is `wanted`, in that order."""
+    found = {(line.method, line.key): line for line in lines}
     return [found[place] for place in wanted if place in found]
+
+
+def latest(lines: list[Line], methods: list[str]) -> list[Line]:
+    """The last line of each of the `methods` on each family with each seed, in the order of both."""
+    found = {(line.method, line.family, line.seed): line for line in lines if line.method in methods}.values()
+    families = list(dict.fromkeys(line.family for line in lines))
+    return sorted(found, key=lambda line: (families.index(line.family), methods.index(line.method)))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -112,24 +138,30 @@ def spread(lines: list[Line], figure: str) -> Spread | None:
 
 
 def cells(column: dict[str, Spread | None], figure: Figure, methods: set[str]) -> dict[str, str]:
-    """The texts of a column by row: the best of `methods` bold, and ≈ where the best is no better.
+    """The texts of a column by method: the best of `methods` bold, and ≈ where the best is no better.
 
-    That is a difference of less than 2 sd, sd^2 the mean of the variances of both rows over their seeds, as far as they
-    are known.
+    That is a difference of the means of less than 2 standard errors of it, sqrt(s1^2 / n1 + s2^2 / n2) (Welch 1947), s
+    the standard deviation over n seeds; of a method with one seed alone the other's s counts.
     """
-    texts = {row: _text(value, figure.digits) for row, value in column.items()}
-    rivals = {row: value for row, value in column.items() if value is not None and row in methods}
+    texts = {name: _text(value, figure.digits) for name, value in column.items()}
+    rivals = {name: value for name, value in column.items() if value is not None and name in methods}
     if not figure.better or len(rivals) < 2:
         return texts
-    best = max(rivals, key=lambda row: figure.better * rivals[row].mean)
-    for row, value in rivals.items():
-        known = [sd**2 for sd in (value.sd, rivals[best].sd) if sd is not None]
-        pooled = math.sqrt(statistics.fmean(known)) if known else 0.0
-        if row == best:
-            texts[row] = f"**{texts[row]}**"
-        elif abs(value.mean - rivals[best].mean) < 2 * pooled:
-            texts[row] = f"≈ {texts[row]}"
+    best = max(rivals, key=lambda name: figure.better * rivals[name].mean)
+    for name, value in rivals.items():
+        if name == best:
+            texts[name] = f"**{texts[name]}**"
+        elif abs(value.mean - rivals[best].mean) < 2 * standard_error(value, rivals[best]):
+            texts[name] = f"≈ {texts[name]}"
     return texts
+
+
+def standard_error(one: Spread, other: Spread) -> float:
+    """That of the difference of two means over seeds; 0 where no spread is known."""
+    known = [value.sd for value in (one, other) if value.sd is not None]
+    return math.sqrt(
+        sum((value.sd if value.sd is not None else max(known, default=0.0)) ** 2 / value.n for value in (one, other))
+    )
 
 
 def _text(value: Spread | None, digits: int) -> str:
@@ -140,11 +172,11 @@ def _text(value: Spread | None, digits: int) -> str:
 
 def table(lines: list[Line], columns: list[tuple[str, str, list[Line]]], first: str = "") -> str:
     """Markdown with a row for each of the `lines`, and columns (label, figure, the lines that have it)."""
-    rows = list(dict.fromkeys(line.row for line in lines))
-    methods = {line.row for line in lines if line.settings["kind"] not in NO_METHODS}
+    rows = list(dict.fromkeys(line.method for line in lines))
+    methods = {line.method for line in lines if line.settings["kind"] not in NO_RIVALS}
     labels, texts = [first], []
     for label, figure, own in columns:
-        column = {row: spread([line for line in own if line.row == row], figure) for row in rows}
+        column = {row: spread([line for line in own if line.method == row], figure) for row in rows}
         if any(column.values()):
             labels.append(label)
             texts.append(cells(column, FIGURES[figure.removeprefix("raw_").split()[0]], methods))
@@ -178,18 +210,18 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
     if vqgans := [line for line in lines if line.family == WHOLE]:
         columns = [(FIGURES[name].label, name, vqgans) for name in OF_VQGAN]
         parts += ["## Whole images, encoded and decoded", table(vqgans, columns)]
-    told = {line.row: json.dumps(line.settings) for line in lines}
-    parts += ["## Rows", "\n".join(f"- {row}: `{settings}`" for row, settings in told.items())]
+    told = {line.method: json.dumps(line.settings) for line in lines}
+    parts += ["## Methods", "\n".join(f"- {row}: `{settings}`" for row, settings in told.items())]
     replace_file(out / "results.md", lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
     if filled:
         draw(out, families)
 
 
 def decoding_seeds(lines: list[Line]) -> str:
-    """The seeds of each row that needs some, by family where these differ."""
+    """The seeds of each method that needs some, by family where these differ."""
     told = []
-    for row in dict.fromkeys(line.row for line in lines if line.seed is not None):
-        families = by_family([line for line in lines if line.row == row])
+    for row in dict.fromkeys(line.method for line in lines if line.seed is not None):
+        families = by_family([line for line in lines if line.method == row])
         seeds = {family: ", ".join(str(line.seed) for line in own) for family, own in families.items()}
         by_each = ", ".join(f"{family} {own}" for family, own in seeds.items())
         told.append(f"{row}: {by_each if len(set(seeds.values())) > 1 else seeds.popitem()[1]}")
@@ -227,9 +259,9 @@ NOTE = (
     "same features, is a mean over subsets of 500, with their sd beside it; below 0 images are nearer to their own "
     "truths than other true images are. PSNR, SSIM and L1 are taken in the hole, where PSNR and L1 of the decoder's "
     "output are those of the composited picture. ± is the sample standard deviation over decoding seeds. Bold: the "
-    "best of a column, masked input and true tokens aside; ≈: less than 2 standard deviations (root mean square of "
-    "both rows'; the other's for a row of one seed) behind the best, which counts as no difference. Between two rows "
-    "of one seed nothing is marked: how far seeds differ is not known."
+    "best of a column, masked input and true tokens aside; ≈: behind the best by less than 2 standard errors of the "
+    "difference, sqrt(s1²/n1 + s2²/n2) over the seeds of both, which counts as no difference (for a method of one seed "
+    "the other's s). Between two methods of one seed nothing is marked: how far seeds differ is not known."
 )
 
 
@@ -243,11 +275,9 @@ def draw(out: Path, families: dict[str, list[Line]]) -> None:
     except ImportError:
         log.warning("no plots: they need matplotlib (pip install -r requirements-dev.txt)")
         return
-    rows = list(dict.fromkeys(line.row for own in families.values() for line in own))
-    styles = {
-        row: {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
-        for number, row in enumerate(rows)
-    }
+    rows = list(dict.fromkeys(line.method for own in families.values() for line in own))
+    colours, lines = [f"C{number}" for number in range(10)], ("-", "--", ":", "-.")
+    styles = {row: {"color": colours[i % 10], "ls": lines[i // 10 % 4]} for i, row in enumerate(rows)}
     _draw_fd(Canvas, families, rows, out / "fd.png")
     sized = {family: own for family, own in families.items() if len(bins(own)) > 1}
     if sized:
@@ -264,7 +294,7 @@ def _draw_fd(canvas, families: dict[str, list[Line]], rows: list[str], path: Pat
     panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
     for panel, (family, own) in zip(panels, families.items(), strict=True):
         for place, row in enumerate(rows):
-            if value := spread([line for line in own if line.row == row], "fd_vgg16"):
+            if value := spread([line for line in own if line.method == row], "fd_vgg16"):
                 panel.errorbar(value.mean, place, xerr=value.sd, fmt="o", color="C0", capsize=3)
         panel.set(title=family, xscale="log", xlabel="FD-VGG16", yticks=range(len(rows)), yticklabels=rows)
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -283,7 +313,7 @@ def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, d
         sizes = bins(own)
         for panel, name in zip(panels[:, column], ("psnr", "lpips"), strict=True):
             for row, style in styles.items():
-                values = [spread([line for line in own if line.row == row], f"{name} {size}") for size in sizes]
+                values = [spread([line for line in own if line.method == row], f"{name} {size}") for size in sizes]
                 if all(values):
                     panel.errorbar(sizes, [value.mean for value in values], [value.sd or 0.0 for value in values],
                                    **style, label=row, marker="o", capsize=3)  # fmt: skip
@@ -305,7 +335,7 @@ def by_total_iter(families: dict[str, list[Line]]) -> dict[str, dict[str, dict[i
                 rest = json.dumps(line.settings | {"decoding": decoding}, sort_keys=True)
                 groups.setdefault(rest, {}).setdefault(steps, []).append(line)
         series = {
-            next(iter(group.values()))[0].row: {t: spread(group[t], "fd_vgg16") for t in sorted(group)}
+            next(iter(group.values()))[0].method: {t: spread(group[t], "fd_vgg16") for t in sorted(group)}
             for group in groups.values()
             if len(group) > 1
         }

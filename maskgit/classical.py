@@ -4,9 +4,10 @@ images  (b, 3, H, W) uint8
 hole    (b, 1, H, W) bool   True = missing; what `images` hold there may be read, so paint it grey first
 """
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from unittest.mock import patch
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -37,12 +38,16 @@ class ZeroedNumpy:
         return getattr(np, name)
 
 
+@functools.cache
+def _skimage_inpaint() -> ModuleType:
+    from models.features import private_copy  # imported here: they take seconds, and filling needs OpenCV alone
+
+    return private_copy("skimage.restoration.inpaint", np=ZeroedNumpy())
+
+
 def biharmonic(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Biharmonic equation (Damelin and Hoang 2018)."""
-    from skimage.restoration import inpaint  # imported here: it takes a second, and filling needs OpenCV alone
-
-    with patch.object(inpaint, "np", ZeroedNumpy()):
-        filled = inpaint.inpaint_biharmonic(image, hole, channel_axis=-1)
+    filled = _skimage_inpaint().inpaint_biharmonic(image, hole, channel_axis=-1)
     return (filled.clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -6,26 +6,18 @@ Every conversion of value range and polarity happens here, once:
 """
 
 import contextlib
-import hashlib
-import math
 import re
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 from torch import Tensor
 
-from models.checkpoint import replace_file
-
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-Windows = Literal["centre", "random", "fixed"]
 GREY = 128  # what the encoder sees in a hole
-CHUNK = 256  # files decoded before their pixels are put away
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -92,21 +84,17 @@ def to_mode(picture: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-def square(picture: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    """The centre square of `picture`, resized to (size, size); untouched where it is that size already."""
-    return picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size), resample)
-
-
 def as_image(picture: Image.Image, size: int | None = None) -> np.ndarray:
     """uint8 (H, W, 3): RGB, the centre square resized (Lanczos) to `size` unless that is None."""
     picture = to_mode(picture, "RGB")
-    return np.array(picture if size is None else square(picture, size, Image.Resampling.LANCZOS))
+    if size and picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    return np.array(picture)
 
 
-def as_hole(picture: Image.Image, size: int | None = None) -> np.ndarray:
-    """bool (H, W), True = missing: the pixels darker than 128, cropped and resized as `as_image` does."""
-    picture = to_mode(picture, "L")
-    return np.array(picture if size is None else square(picture, size, Image.Resampling.NEAREST)) < 128
+def as_hole(picture: Image.Image) -> np.ndarray:
+    """bool (H, W), True = missing: the pixels darker than 128."""
+    return np.array(to_mode(picture, "L")) < 128
 
 
 def read_image(path, size: int | None = None) -> np.ndarray:
@@ -114,18 +102,45 @@ def read_image(path, size: int | None = None) -> np.ndarray:
     return as_image(open_upright(path), size)
 
 
-def read_hole(path, size: int | None = None) -> np.ndarray:
+def read_hole(path) -> np.ndarray:
     """`as_hole` of a mask's file, upright."""
-    return as_hole(open_upright(path), size)
+    return as_hole(open_upright(path))
 
 
-def read_pair(image, mask, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """`read_image` and `read_hole` of an image and its mask. Raises ValueError naming both where their sizes differ."""
+def read_pair(image, mask, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centre squares of an image (uint8 (size, size, 3)) and its mask (bool (size, size)), as `resize_pair` does.
+
+    Raises ValueError naming both files where their sizes differ.
+    """
     pictures = open_upright(image), open_upright(mask)
     first, second = ("{}x{}".format(*picture.size) for picture in pictures)
     if first != second:
         raise ValueError(f"{image} is {first}, its mask {mask} {second}: they must be equal")
-    return as_image(pictures[0], size), as_hole(pictures[1], size)
+    pixels, hole = as_image(pictures[0]), as_hole(pictures[1])
+    side = min(hole.shape)
+    top, left = ((length - side) // 2 for length in hole.shape)
+    window = slice(top, top + side), slice(left, left + side)
+    return resize_pair(pixels[window], hole[window], size)
+
+
+def resize_pair(pixels: np.ndarray, hole: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A square's pixels (side, side, 3) uint8 and hole (side, side) bool at another size (Lanczos); as they are at
+    their own.
+
+    A pixel that touches the hole is hole, and no colour leaks out of the hole: there the nearest known one stands in.
+    """
+    side = len(hole)
+    if side == size:
+        return pixels, hole
+    if hole.all():
+        return np.full((size, size, 3), GREY, np.uint8), np.ones((size, size), bool)
+    _, nearest = ndimage.distance_transform_edt(hole, return_indices=True)
+    resized = Image.fromarray(pixels[tuple(nearest)]).resize((size, size), Image.Resampling.LANCZOS)
+    first = np.arange(size) * side // size  # of the pixels that a new one touches
+    past = -(-np.arange(1, size + 1) * side // size)
+    sums = np.pad(hole.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    rows = sums[past] - sums[first]
+    return np.asarray(resized), rows[:, past] > rows[:, first]
 
 
 def write_image(path, pixels: np.ndarray) -> None:
@@ -146,184 +161,68 @@ def to_pixels(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).cpu().numpy()
 
 
-def _read(read, paths: list[Path], size: int | None, workers: int, alike: bool = True) -> Iterator[list[np.ndarray]]:
-    """What `read` makes of each file, CHUNK files at a time. Raises ValueError where they have to be `alike` in size
-    and one is not."""
-    expected = None
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
-            arrays = list(pool.map(lambda path: read(path, size), chunk))
-            for path, array in zip(chunk, arrays, strict=True):
-                expected = expected or array.shape
-                if alike and array.shape != expected:
-                    raise ValueError(f"{path} is {array.shape[1]}x{array.shape[0]}, but {paths[0]} is "
-                                     f"{expected[1]}x{expected[0]}: one size is needed")  # fmt: skip
-            yield arrays
+# --- from Python ---
 
 
-class Store:
-    """Keeps arrays that are made once: in memory where one needs at most `memory` bytes, else in a file of `folder`.
+def to_images(given, size: int) -> Tensor:
+    """One picture or several -> images (b, 3, size, size) uint8 on the CPU; one picture is a batch of one.
 
-    Either way a tensor comes back, and to index it is to fetch: a file is mapped read-only, so only the rows asked for
-    are read, and the operating system keeps as many as it has memory for.
+    given: a PIL picture of any mode; a uint8 array (H, W, 3) or (b, H, W, 3); a tensor (3, H, W) or (b, 3, H, W),
+    uint8 or floating-point in [0, 1]; or a list of these. Raises ValueError that says what was expected and found.
     """
-
-    def __init__(self, folder: Path | None = None, memory: float = math.inf):
-        self.folder, self.memory = folder, memory
-
-    def keep(self, name: str, key: str, shape: tuple[int, ...], chunks: Iterable[np.ndarray], dtype=np.uint8) -> Tensor:
-        """The rows of `chunks`, together of `shape` and `dtype`. The file NAME-KEY.npy is reused where it exists."""
-        if math.prod(shape) * np.dtype(dtype).itemsize <= self.memory:
-            array, end = np.empty(shape, dtype), 0
-            for chunk in chunks:
-                array[end : (end := end + len(chunk))] = chunk
-            return torch.from_numpy(array)
-        path = self.folder / f"{name}-{key[:16]}.npy"
-        if not path.is_file():
-            for stale in self.folder.glob(f"{name}-*.npy"):
-                stale.unlink()
-            replace_file(path, lambda temporary: _write_rows(temporary, shape, chunks, dtype))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns that nobody may write there, and nobody does
-            return torch.from_numpy(np.load(path, mmap_mode="r"))
+    if isinstance(given, list | tuple):
+        return torch.cat(_each(to_images, given, size, "images"))
+    if isinstance(given, Image.Image):
+        given = as_image(ImageOps.exif_transpose(given))
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (3, 4) and given.shape[-1] == 3:
+        given = torch.from_numpy(given.copy()).movedim(-1, -3).contiguous()
+    if not isinstance(given, Tensor) or given.ndim not in (3, 4) or given.shape[-3] != 3:
+        raise ValueError("images: expected PIL pictures, uint8 arrays (H, W, 3) or (b, H, W, 3), or tensors (3, H, W) "
+                         f"or (b, 3, H, W), found {_described(given)}")  # fmt: skip
+    if given.is_floating_point():
+        if not ((given >= 0) & (given <= 1)).all():
+            raise ValueError("images: expected floating-point values in [0, 1], found others")
+        given = to_uint8(given)
+    if given.dtype != torch.uint8:
+        raise ValueError(f"images: expected uint8, or floating-point in [0, 1], found {_described(given)}")
+    return _of_size(given.view(-1, *given.shape[-3:]), size, "images")
 
 
-def _write_rows(path: Path, shape: tuple[int, ...], chunks: Iterable[np.ndarray], dtype) -> None:
-    """An .npy file of `shape`, written chunk by chunk."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in chunks:
-            np.ascontiguousarray(chunk, dtype).tofile(file)
+def to_hole(given, size: int) -> Tensor:
+    """One mask or several -> hole (b, 1, size, size) bool on the CPU, True = missing.
 
-
-def _fingerprint(paths: list[Path], *options) -> str:
-    """A hash of the files' names, sizes and times of change, and of `options`."""
-    files = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in map(Path, paths)]
-    return hashlib.sha256(repr((*options, files)).encode()).hexdigest()
-
-
-class Maps:
-    """Maps (c, H_i, W_i) of any sizes, pictures or tokens, end to end in one array, read in square windows.
-
-    values (sum of c H_i W_i) of any dtype; sizes (N, 2) long: H_i and W_i.
+    given: a PIL mask, dark (below 128) where the hole is, as in the lab; a bool array or tensor, True = missing,
+    (H, W), (b, H, W) or (b, 1, H, W); or a list of these. Raises ValueError that says what was expected and found.
     """
-
-    def __init__(self, values: Tensor, sizes: Tensor, channels: int):
-        self.values, self.sizes, self.channels = values, sizes, channels
-        self.ends = (channels * sizes.prod(dim=1)).cumsum(dim=0)
-
-    @classmethod
-    def of(cls, stack: Tensor) -> "Maps":
-        """The maps of a stack (N, c, H, W), which is not copied."""
-        count, channels, *size = stack.shape
-        return cls(stack.reshape(-1), torch.tensor(size).expand(count, 2), channels)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: int) -> Tensor:
-        """One map, (c, H, W)."""
-        height, width = self.sizes[index].tolist()
-        end = int(self.ends[index])
-        return self.values[end - self.channels * height * width : end].view(self.channels, height, width)
-
-    def stack(self) -> Tensor:
-        """All maps, (N, c, H, W), not copied. Raises ValueError where they are not of one size."""
-        if (self.sizes != self.sizes[0]).any():
-            raise ValueError("maps of unequal sizes do not stack")
-        return self.values.view(len(self), self.channels, *self.sizes[0].tolist())
-
-    def draw(self, indices: Tensor, side: int, generator: torch.Generator) -> Tensor:
-        """A random window of `side` in each map of `indices` (b): (b, 3) long, its map, top and left.
-
-        Draws nothing where no map is larger than the window. Raises ValueError where one is smaller.
-        """
-        room = self.sizes[indices] - side  # (b, 2)
-        if (room < 0).any():
-            small = indices[(room < 0).any(dim=1)][0]
-            raise ValueError("a map of {}x{} has no window of {}".format(*self.sizes[small].tolist(), side))
-        places = torch.zeros_like(room)
-        if (self.sizes != side).any():
-            uniforms = torch.rand(room.shape, generator=generator, dtype=torch.float64)
-            places = (uniforms * (room + 1)).long()
-        return torch.cat((indices[:, None], places), dim=1)
-
-    def read(self, windows: Tensor, side: int) -> Tensor:
-        """The windows (b, 3) that `draw` gave: (b, c, side, side)."""
-        return torch.stack([self[i][:, y : y + side, x : x + side] for i, y, x in windows.tolist()])
+    if isinstance(given, list | tuple):
+        return torch.cat(_each(to_hole, given, size, "hole"))
+    if isinstance(given, Image.Image):
+        given = as_hole(ImageOps.exif_transpose(given))
+    if isinstance(given, np.ndarray) and given.dtype == bool:
+        given = torch.from_numpy(given.copy())
+    fits = isinstance(given, Tensor) and given.dtype == torch.bool
+    if not fits or given.ndim not in (2, 3, 4) or (given.ndim == 4 and given.shape[1] != 1):
+        raise ValueError("hole: expected PIL masks (dark: missing), or bool (True: missing) arrays or tensors (H, W), "
+                         f"(b, H, W) or (b, 1, H, W), found {_described(given)}")  # fmt: skip
+    return _of_size(given.reshape(-1, 1, *given.shape[-2:]), size, "hole")
 
 
-def _whole(path, least: int) -> np.ndarray:
-    """`read_image` of a whole picture, enlarged where a side is below `least`."""
-    picture = to_mode(open_upright(path), "RGB")
-    size = _whole_size(picture.size, least)
-    return np.array(picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS))
+def _each(convert: Callable, given, size: int, noun: str) -> list[Tensor]:
+    if not given:
+        raise ValueError(f"{noun}: expected at least one, found an empty list")
+    return [convert(item, size) for item in given]
 
 
-def _whole_size(size: tuple[int, int], least: int) -> tuple[int, int]:
-    """Width and height of a picture whose sides shall be at least `least`, in proportion."""
-    scale = max(1.0, least / min(size))
-    return max(least, round(size[0] * scale)), max(least, round(size[1] * scale))
+def _described(given) -> str:
+    has_shape = isinstance(given, np.ndarray | Tensor)
+    return f"{given.dtype} {tuple(given.shape)}" if has_shape else type(given).__name__
 
 
-def _read_size(path) -> tuple[int, int]:
-    """Width and height of the upright picture in a file, without decoding it."""
-    with readable(path), Image.open(path) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return picture.size[::-1] if turned else picture.size
-
-
-class ImageDataset:
-    """The pictures of one folder (or a list of files), decoded once and kept as uint8, in memory unless `store` says.
-
-    With windows `centre`, `images` (N, 3, size, size) are their centre squares, resized; `size=None` keeps the files'
-    own size, which must then be one. With windows `random` each picture keeps its own size (a side below `size` is
-    enlarged to it); `fixed` keeps one random window of each, always the same. `maps` are what is kept.
-    `paths` names them in order. With a `store`, `key` says which files, size and windows they were and `name` names
-    the array. Raises ValueError naming a file that cannot be read.
-    """
-
-    def __init__(
-        self,
-        source,
-        size: int | None = None,
-        workers: int = 4,
-        store: Store | None = None,
-        name: str = "images",
-        windows: Windows = "centre",
-    ):
-        self.paths = list(source) if isinstance(source, list | tuple) else list_images(source)
-        self.name, self.windows, whole = name, windows, windows != "centre"
-        self.key = _fingerprint(self.paths, size, windows) if store else ""
-        if whole:
-            with ThreadPoolExecutor(max(1, workers)) as pool:
-                sizes = [_whole_size(found, size)[::-1] for found in pool.map(_read_size, self.paths)]
-        else:
-            sizes = [(size, size) if size else read_image(self.paths[0]).shape[:2]] * len(self.paths)
-        sizes = torch.tensor(sizes)
-        chunks = (
-            np.concatenate([array.transpose(2, 0, 1).ravel() for array in arrays])
-            for arrays in _read(_whole if whole else read_image, self.paths, size, workers, not whole)
-        )
-        shape = (int(3 * sizes.prod(dim=1).sum()),)
-        self.maps = Maps((store or Store()).keep(name, self.key, shape, chunks), sizes, channels=3)
-        if windows == "fixed":
-            drawn = self.maps.draw(torch.arange(len(self.maps)), size, torch.Generator().manual_seed(0))
-            self.maps = Maps.of(self.maps.read(drawn, size))
-
-    @property
-    def images(self) -> Tensor:
-        """All of them, (N, 3, size, size) uint8. Raises ValueError where their sizes differ."""
-        return self.maps.stack()
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-
-def read_holes(paths: list[Path], size: int | None = None, workers: int = 4) -> Tensor:
-    """The masks `paths` as hole (N, 1, H, W) bool, True = missing."""
-    return torch.from_numpy(np.stack([hole for chunk in _read(read_hole, paths, size, workers) for hole in chunk]))[
-        :, None
-    ]
+def _of_size(batch: Tensor, size: int, noun: str) -> Tensor:
+    if not len(batch):
+        raise ValueError(f"{noun}: expected at least one, found {_described(batch)}")
+    if batch.shape[-2:] != (size, size):
+        found = f"{batch.shape[-1]}x{batch.shape[-2]} pixels"
+        raise ValueError(f"{noun}: expected {size}x{size} pixels, this model's size, found {found}; "
+                         "photos.fill.fill_photo fills pictures of any size")  # fmt: skip
+    return batch.cpu()

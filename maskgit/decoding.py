@@ -54,10 +54,7 @@ class DecodingConfig(Settings):
     token_rule: TokenRule = pydantic.Field(
         "any", description="a token is hidden where any, or more than half, of its pixels are missing"
     )
-    pre_fill: bool = pydantic.Field(
-        False,
-        description="encode the hole filled by Navier-Stokes inpainting, not grey",
-    )
+    pre_fill: bool = pydantic.Field(False, description="encode the hole filled by Navier-Stokes inpainting, not grey")
 
     @pydantic.field_validator("mask_func")
     @classmethod
@@ -211,7 +208,7 @@ def decode_step(
     logits = logits.float()
     codes = choose_codes(logits, code_draw[hidden], config)  # (m)
     log_p = (logits.gather(1, codes[:, None])[:, 0] - logits.logsumexp(dim=1)).clamp(max=0)  # (m)
-    if log_p.isnan().any():
+    if (log_p.isnan() | logits.amax(dim=1).isinf()).any():
         raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
 
     score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided

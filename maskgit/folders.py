@@ -1,13 +1,19 @@
-"""What is to be filled: images, their holes and, where it is known, the truth; read a batch at a time.
+"""Images with holes, filled batch by batch, and the pictures of it.
 
-`chelsea` and `Folders` have the same face: `len`, `names`, `groups`, and a slice gives the `Inputs` of a batch.
-`to_images` and `to_hole` take what Python has in hand: PIL pictures, numpy arrays, tensors.
+`chelsea` and `Folders` have the same face: `len`, `names`, `groups`, and a slice gives the `Inputs` of a batch, which
+is read when it is asked for. `inpaint` fills them and writes what OUT shall hold:
+  test_results/ (or elsewhere)  known pixels pasted back    raw/         the decoder's output
+  confidence/  how sure of each token                       samples/     further completions, NAME_1.png ...
+  imga/, mask_scheduling/, overview.png, animation/         see `visualize.Sheets`
+  truth/       the true images, where they came with none   manifest.json  all that is needed to repeat the run
 """
 
 import csv
+import json
+import platform
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,29 +22,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from maskgit.data import GREY, ImageDataset, list_images, pair, read_image, read_pair
+from maskgit.data import GREY, list_images, pair, read_image, read_pair, to_pixels, write_image
+from maskgit.dataset import ImageDataset
+from maskgit.decoding import DecodingConfig, State
+from maskgit.inpainter import Inpainter, InpaintingResult, Inputs
 from maskgit.masks import FAMILIES, make_holes
+from maskgit.visualize import Sheets, confidence_map, first_of_each
+from models.checkpoint import file_hash, replace_file
+from utils import images_at_once, profile
 
 FACES = ((70, 0, 300), (90, 10, 280), (110, 40, 250))  # squares of chelsea: left, top, side in pixels
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Images with holes, the file names of their results, and the truth where it is known."""
-
-    images: Tensor  # (N, 3, H, W) uint8
-    hole: Tensor  # (N, 1, H, W) bool
-    names: list[str]
-    groups: list[str]  # a row of the table each
-    truth: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, window: slice) -> "Inputs":
-        truth = None if self.truth is None else self.truth[window]
-        return Inputs(self.images[window], self.hole[window], self.names[window], self.groups[window], truth)
 
 
 def chelsea(size: int) -> Inputs:
@@ -108,6 +103,107 @@ def batches(inputs: Inputs | Folders, size: int) -> Iterator[tuple[int, Inputs]]
             if start + size < len(inputs):
                 ahead = pool.submit(inputs.__getitem__, slice(start + size, start + 2 * size))
             yield start, batch
+
+
+# --- filling ---
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made of each image, and where it goes."""
+
+    out: Path
+    predicted: Path | None = None  # folder of the composited pictures; None: OUT/test_results
+    seed: int = 0  # image i takes seed + i
+    samples: int = 1  # completions an image
+    batch_size: int | None = None  # None: `images_at_once`
+    margin: int = 0  # rings of tokens hidden around the hole
+    drawn: int = 0  # images whose iterations are drawn
+    animate: bool = False  # film these
+    keep_truth: bool = True  # write the truth to OUT/truth
+    profiled: int = 0  # iterations to record
+
+
+def inpaint(
+    inpainter: Inpainter, inputs: Inputs | Folders, decoding: DecodingConfig, options: Options
+) -> Iterator[tuple[Inputs, InpaintingResult]]:
+    """Fills every image and writes the pictures; yields each batch and its result, completions of an image together.
+
+    The next batch is read and the last one written while this one is at work; no more than three are in memory.
+    """
+    drawn = first_of_each(inputs.groups, options.drawn)
+    sheets = Sheets(inpainter.decode, inpainter.blank(), options.out, drawn, options.animate)
+    size = options.batch_size or images_at_once(inpainter.device)
+    pending: list[Future] = []
+    with (
+        tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
+        ThreadPoolExecutor(2) as writers,
+        profile(options.out / "profile" / "inpainting.pt.trace.json", options.profiled) as profiler_step,
+    ):
+        for start, batch in batches(inputs, size):
+            film = sheets.film(start, len(batch), options.samples)
+
+            def on_step(rows: slice, state: State, film=film) -> None:
+                film.add(rows, state)
+                profiler_step()
+
+            painted = inpainter.paint(batch.images, batch.hole, decoding)
+            seeds = range(options.seed + start, options.seed + start + len(batch))
+            result = inpainter.complete(
+                batch.images, batch.hole, seeds, batch_size=size, samples=options.samples, on_step=on_step,
+                margin=options.margin, decoding=decoding, painted=painted,
+            )  # fmt: skip
+            hidden = result.hidden[:: options.samples]
+            codes = inpainter.vqgan.config.codebook.codes
+            maps = confidence_map(batch.images, hidden, result.confidence[:: options.samples], codes)
+            for done in pending:
+                done.result()  # raises what writing raised
+            pictures = _outputs(options, batch, result, maps)
+            pending = [writers.submit(write_image, path, to_pixels(image)) for path, image in pictures]
+            sheets.write(batch, hidden, painted, result.images[:: options.samples], film)
+            yield batch, result
+            bar.update(len(batch))
+        for done in pending:
+            done.result()
+    sheets.close()
+
+
+def _outputs(options: Options, batch: Inputs, result: InpaintingResult, maps: Tensor) -> Iterator[tuple[Path, Tensor]]:
+    """Where the pictures of a batch go, and each of them, (3, H, W) uint8."""
+    out, samples = options.out, options.samples
+    kinds = [
+        (options.predicted or out / "test_results", "", result.images[::samples]),
+        (out / "raw", "", result.raw[::samples]),
+        (out / "confidence", "", maps),
+        *((out / "samples", f"_{number}", result.images[number::samples]) for number in range(1, samples)),
+    ]
+    if batch.truth is not None and options.keep_truth:
+        kinds.append((out / "truth", "", batch.truth))
+    for folder, suffix, images in kinds:
+        for name, image in zip(batch.names, images, strict=True):
+            yield folder / f"{Path(name).stem}{suffix}.png", image
+
+
+def write_manifest(
+    checkpoint: Path, inputs: Inputs | Folders, decoding: DecodingConfig, options: Options, notes: dict[str, object]
+) -> None:
+    """OUT/manifest.json: all that is needed to repeat the run, where the truth is, and `notes`."""
+    kept = options.out / "truth" if inputs.truth is not None else None
+    truth = kept if options.keep_truth else inputs.source
+    manifest = {
+        "decoding": decoding.model_dump(),
+        "seed": options.seed,
+        "margin": options.margin,
+        "samples": options.samples,
+        "checkpoint": str(checkpoint),
+        "weights_sha256": {name: file_hash(checkpoint / f"{name}.safetensors") for name in ("vqgan", "transformer")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "predicted": options.predicted and str(options.predicted.resolve()),  # None: OUT/test_results
+        "truth": None if truth is None else str(Path(truth).resolve()),
+        "results": inputs.names,
+    }
+    text = json.dumps(manifest | notes, indent=2) + "\n"
+    replace_file(options.out / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # --- the truth ---

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from maskgit.masks import FAMILIES, _known, make_holes, schedule, to_hidden
+from maskgit.masks import FAMILIES, TokenRule, known_name, make_holes, schedule, to_hidden
 
 EVERYTHING = "all"
+HOLES = (*FAMILIES, EVERYTHING)  # what a HoleMixture draws from
 
 
 class HoleMixture:
@@ -23,7 +24,7 @@ class HoleMixture:
     """
 
     def __init__(self, weights: Mapping[str, float], image_size: int, bank: int = 1024, seed: int = 0):
-        self._weights = _checked_weights(weights, (*FAMILIES, EVERYTHING), "hole family")
+        self._weights = checked_weights(weights, HOLES, "hole family")
         self._bank = [
             torch.ones(1, 1, image_size, image_size, dtype=torch.bool)
             if family == EVERYTHING
@@ -40,10 +41,10 @@ class HoleMixture:
         )
 
 
-def _checked_weights(weights: Mapping[str, float], known: tuple[str, ...], noun: str) -> Tensor:
-    """(len(weights)) float64. Raises ValueError naming what is wrong."""
+def checked_weights(weights: Mapping[str, float], known: tuple[str, ...], noun: str) -> Tensor:
+    """The weights (len(weights)) float64, each of a name among the `known`. Raises ValueError naming what is wrong."""
     for name, weight in weights.items():
-        _known(noun, name, known)
+        known_name(noun, name, known)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight of {name}: {weight}, expected a finite number of at least 0")
     if not any(weights.values()):
@@ -55,14 +56,20 @@ _EVERYWHERE = ("bernoulli", "uniform", "cosine")
 POLICIES: tuple[str, ...] = (*_EVERYWHERE, *FAMILIES, "holes")
 
 
+def _may_be_hidden(hole: Tensor, grid: int, rule: TokenRule) -> Tensor:
+    """`to_hidden` by `rule`, or by `any` where a hole is too thin to hide a single token: (b, n)."""
+    hidden = to_hidden(hole, grid, rule=rule)
+    return torch.where(hidden.any(dim=1, keepdim=True), hidden, to_hidden(hole, grid))
+
+
 class HidingPolicy:
     """Which tokens a training step hides: a mixture of policies, drawn for each sample.
 
     - `bernoulli`: every token with probability `p`
     - `uniform`: ceil(u n) tokens, u ~ U(0, 1) for each sample
     - `cosine`: ceil(cos(pi u / 2) n) tokens (MaskGIT, section 3.2)
-    - a hole family: ceil(cos(pi u / 2) m) of the m tokens that a hole of the family touches; the others are shown,
-      because iterative decoding sees half-filled holes
+    - a hole family: ceil(cos(pi u / 2) m) of the m tokens that a hole of the family hides by `rule`; the others are
+      shown, because iterative decoding sees half-filled holes
     - `holes`: a family at random
 
     weights: policy -> weight, 0 or more, in any scale. The hole families draw from `bank` hidden maps each, made once
@@ -72,9 +79,16 @@ class HidingPolicy:
     """
 
     def __init__(
-        self, weights: Mapping[str, float], grid: int, image_size: int, p: float = 0.5, bank: int = 1024, seed: int = 0
+        self,
+        weights: Mapping[str, float],
+        grid: int,
+        image_size: int,
+        p: float = 0.5,
+        bank: int = 1024,
+        seed: int = 0,
+        rule: TokenRule = "any",
     ):
-        _checked_weights(weights, POLICIES, "hiding policy")
+        checked_weights(weights, POLICIES, "hiding policy")
         if not 0 < p <= 1:
             raise ValueError(f"p {p}: expected a probability in (0, 1]")
         if bank < 1:
@@ -91,7 +105,7 @@ class HidingPolicy:
             else make_holes(name, bank, image_size, seed)
             for name in self.kinds
         ]
-        self._bank = torch.stack([to_hidden(hole, grid) for hole in holes])  # (kinds, bank, n): what may be hidden
+        self._bank = torch.stack([_may_be_hidden(hole, grid, rule) for hole in holes])  # (kinds, bank, n)
 
     def __call__(self, batch: int, generator: torch.Generator) -> Tensor:
         """hidden (batch, n) bool on the generator's device, at least one hidden token in every sample."""

@@ -1,44 +1,63 @@
 """`Inpainter`: a trained VQGAN and transformer that fill the holes of images; `Codec`: the VQGAN alone.
 
-    filled = Inpainter.from_pretrained("pretrained/cats64")(images, hole, steps=10, schedule="cosine", seed=0)
-    filled.pictures[0].save("filled.png")
+    result = Inpainter.from_pretrained("pretrained/cats64")(images, hole, steps=10, schedule="cosine", seed=0)
+    result.pictures[0].save("filled.png")
 
-Shapes: images (b, 3, H, W) uint8, hole (b, 1, H, W) bool (True = missing), tokens and hidden (b, n). A call also takes
-PIL pictures and numpy arrays; the other methods take tensors of these shapes.
+Shapes: images (b, 3, S, S) uint8, hole (b, 1, S, S) bool (True = missing), tokens and hidden (b, n); painted images are
+images whose holes hold a first guess, as `classical.paint` makes them. A call also takes PIL pictures and numpy arrays;
+the other methods take tensors of these shapes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-import numpy as np
 import pydantic
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from maskgit.classical import paint
-from maskgit.data import as_hole, as_image, to_float, to_pixels, to_uint8
+from maskgit.data import GREY, to_float, to_hole, to_images, to_pixels, to_uint8
 from maskgit.decoding import DecodingConfig, State, sample
 from maskgit.masks import composite, to_hidden
 from models.checkpoint import file_hash, read_weights
 from models.settings import explain, in_brief
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from utils import ROOT, autocast, memory_format, mix, pick_device
+from utils import ROOT, autocast, images_at_once, memory_format, mix, pick_device
 
 PRETRAINED = ROOT / "pretrained" / "cats64"
 
 
 @dataclass(frozen=True, eq=False)
-class Filled:
-    """What an `Inpainter` returns."""
+class Inputs:
+    """Images with holes, the file names of their results, and the truth where it is known."""
 
-    images: Tensor  # (b, 3, H, W) uint8: the decoder's pixels in the hole, the given ones byte-identical elsewhere
-    raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere
+    images: Tensor  # (N, 3, H, W) uint8
+    hole: Tensor  # (N, 1, H, W) bool
+    names: list[str]
+    groups: list[str]  # a row of the table each
+    truth: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, window: slice) -> "Inputs":
+        truth = None if self.truth is None else self.truth[window]
+        return Inputs(self.images[window], self.hole[window], self.names[window], self.groups[window], truth)
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintingResult:
+    """What an `Inpainter` returns: a row for each completion."""
+
+    images: Tensor  # (b, 3, S, S) uint8: the decoder's pixels in the hole, the given ones byte-identical elsewhere
+    raw: Tensor  # (b, 3, S, S) uint8: the decoder's pixels everywhere
     tokens: Tensor  # (b, n) long
-    confidence: Tensor | None = None  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
+    confidence: Tensor  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
+    hidden: Tensor  # (b, n) bool: at the start
 
     @property
     def pictures(self) -> list[Image.Image]:
@@ -68,25 +87,22 @@ class Codec:
         return to_hidden(hole, self.vqgan.config.grid, margin, rule).to(self.device)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, hole: Tensor, pre_fill: bool = False) -> Tensor:
-        """uint8 images -> tokens (b, n) of the images with their holes painted grey, in float32.
-
-        `pre_fill` paints the holes by Navier-Stokes inpainting instead.
-        """
-        painted = paint(images, hole, pre_fill)
-        return self.vqgan.encode(to_float(painted).to(self.device, memory_format=self.layout))
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 images, as the encoder is to see them, -> tokens (b, n), in float32."""
+        with autocast(self.device, "float32"):
+            return self.vqgan.encode(to_float(images).to(self.device, memory_format=self.layout))
 
     def blank(self) -> Tensor:
         """The tokens (1, n) of a grey image: what pictures of an iteration show where a token is hidden."""
-        everything = torch.ones(1, 1, self.size, self.size, dtype=torch.bool)
-        return self.encode(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8), everything)
+        return self.encode(torch.full((1, 3, self.size, self.size), GREY, dtype=torch.uint8))
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, images: Tensor, hole: Tensor) -> Tensor:
-        """tokens (b, n) -> uint8 images (b, 3, H, W) on the CPU; some decoders read the known pixels of `images`."""
-        known = to_float(paint(images, hole, self.vqgan.config.decoder.pre_filled)).to(
-            self.device, memory_format=self.layout
-        )
+    def decode(self, tokens: Tensor, painted: Tensor, hole: Tensor) -> Tensor:
+        """tokens (b, n) -> uint8 images (b, 3, S, S) on the CPU.
+
+        Some decoders read the known pixels of the `painted` images, some the first guess in their holes too.
+        """
+        known = to_float(painted).to(self.device, memory_format=self.layout)
         with autocast(self.device, self.precision):
             return to_uint8(self.vqgan.decode(tokens, known, hole.to(self.device))).cpu()
 
@@ -131,7 +147,8 @@ class Inpainter(Codec):
         notes = read_weights(paths[1])[1]
         if not {"vqgan", "decoding"} <= notes.keys():
             raise ValueError(f"{paths[1]}: its metadata lack vqgan or decoding, which training_transformer.py notes")
-        if notes["vqgan"] not in (vqgan.tokens_key(), file_hash(paths[0])):  # the first weights noted the file's hash
+        keys = vqgan.tokens_key(), vqgan.former_tokens_key(), file_hash(paths[0])  # the first weights noted the last
+        if notes["vqgan"] not in keys:
             raise ValueError(f"{paths[1]}: was trained on the tokens of another VQGAN than {paths[0]}")
         try:
             decoding = DecodingConfig.model_validate_json(notes["decoding"])
@@ -144,33 +161,93 @@ class Inpainter(Codec):
         with autocast(self.device, self.precision):
             return self.transformer.of_hidden(tokens)
 
+    def paint(self, images: Tensor, hole: Tensor, decoding: DecodingConfig | None = None) -> Tensor:
+        """The painted images: by Navier-Stokes inpainting where the encoder or the decoder is to see it, else grey."""
+        guessed = (decoding or self.decoding).pre_fill or self.vqgan.config.decoder.pre_filled
+        return paint(images, hole, guessed)
+
+    def complete(
+        self,
+        images: Tensor,
+        hole: Tensor,
+        seeds: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        samples: int = 1,
+        on_step: Callable[[slice, State], object] | None = None,
+        margin: int = 0,
+        decoding: DecodingConfig | None = None,
+        painted: Tensor | None = None,
+    ) -> InpaintingResult:
+        """`samples` completions of each image: completion k of image i is row i * samples + k of the result.
+
+        seeds: one integer >= 0 an image; completion k takes `sample_seed(seed, k)`, so that it depends neither on
+            the other images nor on the number of completions
+        batch_size: rows at once (None: `images_at_once`); no result depends on it, nor does the memory that the
+            networks need grow with the number of images
+        on_step: called after every iteration of every batch with its rows of the result and the State
+        margin: rings of tokens hidden around the hole
+        decoding: None: the checkpoint's
+        painted: what `paint` gives, where the caller has it already; None: it is made here, once an image
+
+        Raises ValueError where shapes, dtypes or numbers do not fit.
+        """
+        options = {"batch_size": batch_size, "samples": samples, "margin": margin, "decoding": decoding}
+        steps = self.steps(images, hole, seeds, **options, painted=painted)
+        while True:
+            try:
+                rows, state = next(steps)
+            except StopIteration as end:
+                return end.value
+            if on_step:
+                on_step(rows, state)
+
     def steps(
         self,
         images: Tensor,
         hole: Tensor,
         seeds: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        samples: int = 1,
         margin: int = 0,
         decoding: DecodingConfig | None = None,
-    ) -> Iterator[State]:
-        """Decodes iteratively, a State after each iteration; `seeds` holds one integer >= 0 an image.
-
-        Raises ValueError where shapes or dtypes do not fit.
-        """
-        shape = (len(images), 3, self.size, self.size)
-        if images.dtype != torch.uint8 or images.shape != shape:
-            raise ValueError(f"images: expected uint8 {shape}, found {images.dtype} {tuple(images.shape)}")
-        shape = (len(images), 1, self.size, self.size)
-        if hole.dtype != torch.bool or hole.shape != shape:
-            raise ValueError(f"hole: expected bool {shape}, found {hole.dtype} {tuple(hole.shape)}")
+        painted: Tensor | None = None,
+    ) -> Generator[tuple[slice, State], None, InpaintingResult]:
+        """`complete` for who shows it as it goes: yields what `on_step` is given, and returns the result."""
+        self._check(images, hole, seeds, samples)
         decoding = decoding or self.decoding
-        tokens = self.encode(images, hole, decoding.pre_fill)
+        painted = self.paint(images, hole, decoding) if painted is None else painted
+        size = batch_size or images_at_once(self.device)
+        shown = painted if decoding.pre_fill else paint(images, hole, False)
+        tokens = torch.cat([self.encode(batch) for batch in shown.split(size)])
         hidden = self.hide(hole, margin, decoding.token_rule)
-        return sample(self.predict, tokens, hidden, self.transformer.mask_id, decoding, seeds)
+        owner = torch.arange(len(images)).repeat_interleave(samples)  # the image of each row
+        seeds = [sample_seed(seed, number) for seed in seeds for number in range(samples)]
+        raw, last = [], []
+        for rows in (slice(start, min(start + size, len(owner))) for start in range(0, len(owner), size)):
+            mine = owner[rows]
+            own = tokens[mine], hidden[mine], self.transformer.mask_id, decoding, seeds[rows]
+            for state in sample(self.predict, *own):
+                yield rows, state
+            raw.append(self.decode(state.tokens, painted[mine], hole[mine]))
+            last.append(state)
+        raw = torch.cat(raw)
+        decided, confidence = (torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "confidence"))
+        filled = composite(raw, images[owner], hole[owner])
+        return InpaintingResult(filled, raw, decided, confidence, hidden[owner])
 
-    def finish(self, images: Tensor, hole: Tensor, tokens: Tensor, confidence: Tensor | None = None) -> Filled:
-        """Decodes the final tokens and pastes the known pixels back; `confidence` is that of the last State."""
-        raw = self.decode(tokens, images, hole)
-        return Filled(composite(raw, images, hole), raw, tokens, confidence)
+    def _check(self, images: Tensor, hole: Tensor, seeds: Sequence[int], samples: int) -> None:
+        for name, given, dtype, channels in (("images", images, torch.uint8, 3), ("hole", hole, torch.bool, 1)):
+            shape = (len(images), channels, self.size, self.size)
+            if given.dtype != dtype or given.shape != shape:
+                raise ValueError(f"{name}: expected {dtype} {shape}, found {given.dtype} {tuple(given.shape)}")
+        if not len(images):
+            raise ValueError("images: expected at least one, found none")
+        if len(seeds) != len(images) or min(seeds) < 0:
+            raise ValueError(f"seeds: expected an integer >= 0 for each of {len(images)} images, found {list(seeds)}")
+        if samples < 1:
+            raise ValueError(f"samples: expected at least 1, found {samples}")
 
     def __call__(
         self,
@@ -191,7 +268,7 @@ class Inpainter(Codec):
         pre_fill: bool | None = None,
         margin: int = 0,
         samples: int = 1,
-    ) -> Filled:
+    ) -> InpaintingResult:
         """Fills the holes of one picture or of a batch of the model's size.
 
         images: PIL pictures, uint8 arrays (H, W, 3) or (b, H, W, 3), or tensors (3, H, W) or (b, 3, H, W), uint8 or
@@ -202,8 +279,8 @@ class Inpainter(Codec):
         steps, schedule: iterations and mask schedule; with the other keywords see `DecodingConfig` (total_iter,
             mask_func); None: as the checkpoint says
         margin: rings of tokens hidden around the hole
-        samples: completions an image; those of image i are rows i * samples ... of the `Filled`, the first of them
-            what samples=1 gives
+        samples: completions an image; those of image i are rows i * samples ... of the result, the first of them what
+            samples=1 gives
 
         Raises ValueError, one line, for what does not fit.
         """
@@ -211,10 +288,6 @@ class Inpainter(Codec):
         if len(hole) != len(images):
             raise ValueError(f"hole: expected one an image, found {len(hole)} for {len(images)} images")
         seeds = [seed + i for i in range(len(images))] if isinstance(seed, Integral) else list(seed)
-        if len(seeds) != len(images) or min(seeds) < 0:
-            raise ValueError(f"seed: expected an integer >= 0 or one for each of {len(images)} images, found {seed}")
-        if samples < 1:
-            raise ValueError(f"samples: expected at least 1, found {samples}")
         try:
             decoding = self.decoding.changed(
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, sampler=sampler, temperature=temperature,
@@ -223,74 +296,4 @@ class Inpainter(Codec):
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(str(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None
-        images, hole = (x.repeat_interleave(samples, dim=0) for x in (images, hole))
-        seeds = [sample_seed(one, number) for one in seeds for number in range(samples)]
-        *_, last = self.steps(images, hole, seeds, margin, decoding)
-        return self.finish(images, hole, last.tokens, last.confidence)
-
-
-# --- from Python ---
-
-
-def to_images(given, size: int) -> Tensor:
-    """One picture or several -> images (b, 3, size, size) uint8 on the CPU; one picture is a batch of one.
-
-    given: a PIL picture of any mode; a uint8 array (H, W, 3) or (b, H, W, 3); a tensor (3, H, W) or (b, 3, H, W),
-    uint8 or floating-point in [0, 1]; or a list of these. Raises ValueError that says what was expected and found.
-    """
-    if isinstance(given, list | tuple):
-        return torch.cat(_each(to_images, given, size, "images"))
-    if isinstance(given, Image.Image):
-        given = as_image(ImageOps.exif_transpose(given))
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (3, 4) and given.shape[-1] == 3:
-        given = torch.from_numpy(given.copy()).movedim(-1, -3).contiguous()
-    if not isinstance(given, Tensor) or given.ndim not in (3, 4) or given.shape[-3] != 3:
-        raise ValueError("images: expected PIL pictures, uint8 arrays (H, W, 3) or (b, H, W, 3), or tensors (3, H, W) "
-                         f"or (b, 3, H, W), found {_described(given)}")  # fmt: skip
-    if given.is_floating_point():
-        if not ((given >= 0) & (given <= 1)).all():
-            raise ValueError("images: expected floating-point values in [0, 1], found others")
-        given = to_uint8(given)
-    if given.dtype != torch.uint8:
-        raise ValueError(f"images: expected uint8, or floating-point in [0, 1], found {_described(given)}")
-    return _of_size(given.view(-1, *given.shape[-3:]), size, "images")
-
-
-def to_hole(given, size: int) -> Tensor:
-    """One mask or several -> hole (b, 1, size, size) bool on the CPU, True = missing.
-
-    given: a PIL mask, dark (below 128) where the hole is, as in the lab; a bool array or tensor, True = missing,
-    (H, W), (b, H, W) or (b, 1, H, W); or a list of these. Raises ValueError that says what was expected and found.
-    """
-    if isinstance(given, list | tuple):
-        return torch.cat(_each(to_hole, given, size, "hole"))
-    if isinstance(given, Image.Image):
-        given = as_hole(ImageOps.exif_transpose(given))
-    if isinstance(given, np.ndarray) and given.dtype == bool:
-        given = torch.from_numpy(given.copy())
-    fits = isinstance(given, Tensor) and given.dtype == torch.bool
-    if not fits or given.ndim not in (2, 3, 4) or (given.ndim == 4 and given.shape[1] != 1):
-        raise ValueError("hole: expected PIL masks (dark: missing), or bool (True: missing) arrays or tensors (H, W), "
-                         f"(b, H, W) or (b, 1, H, W), found {_described(given)}")  # fmt: skip
-    return _of_size(given.reshape(-1, 1, *given.shape[-2:]), size, "hole")
-
-
-def _each(convert: Callable, given, size: int, noun: str) -> list[Tensor]:
-    if not given:
-        raise ValueError(f"{noun}: expected at least one, found an empty list")
-    return [convert(item, size) for item in given]
-
-
-def _described(given) -> str:
-    has_shape = isinstance(given, np.ndarray | Tensor)
-    return f"{given.dtype} {tuple(given.shape)}" if has_shape else type(given).__name__
-
-
-def _of_size(batch: Tensor, size: int, noun: str) -> Tensor:
-    if not len(batch):
-        raise ValueError(f"{noun}: expected at least one, found {_described(batch)}")
-    if batch.shape[-2:] != (size, size):
-        found = f"{batch.shape[-1]}x{batch.shape[-2]} pixels"
-        raise ValueError(f"{noun}: expected {size}x{size} pixels, this model's size, found {found}; "
-                         "photos.fill_photo fills pictures of any size")  # fmt: skip
-    return batch.cpu()
+        return self.complete(images, hole, seeds, samples=samples, margin=margin, decoding=decoding)

@@ -46,10 +46,11 @@ def schedule(name: str) -> Callable:
     The function takes a float or a tensor, decreases, and is exactly 1 at r = 0 and exactly 0 at r = 1.
     Raises ValueError listing the known names.
     """
-    return SCHEDULES[_known("schedule", name, SCHEDULES)]
+    return SCHEDULES[known_name("schedule", name, SCHEDULES)]
 
 
-def _known(noun: str, name: str, names) -> str:
+def known_name(noun: str, name: str, names) -> str:
+    """`name`, which is one of `names`. Raises ValueError listing them."""
     if name not in names:
         raise ValueError(f"unknown {noun} {name!r}, expected one of: {', '.join(names)}")
     return name
@@ -141,7 +142,7 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
     Hole i depends on (family, size, seed, i) only: the first m of n holes are `make_holes(family, m, size, seed)`.
     Raises ValueError for an unknown family (listing the known ones), count < 1, size < 8 or seed < 0.
     """
-    draw = FAMILIES[_known("hole family", family, FAMILIES)]
+    draw = FAMILIES[known_name("hole family", family, FAMILIES)]
     for name, value, least in (("count", count, 1), ("size", size, SMALLEST), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} {value}: expected at least {least}")
@@ -163,7 +164,7 @@ def to_hidden(hole: Tensor, grid: int, margin: int = 0, rule: str = "any") -> Te
     ones (8 neighbours each) are hidden as well. Raises TypeError when the hole is not bool, ValueError when its shape
     does not fit the grid, margin < 0 or the rule is unknown.
     """
-    _known("token rule", rule, TOKEN_RULES)
+    known_name("token rule", rule, TOKEN_RULES)
     if hole.dtype != torch.bool:
         raise TypeError(f"hole is {hole.dtype}, expected torch.bool with True = missing")
     if hole.ndim != 4 or hole.shape[1] != 1 or grid < 1 or hole.shape[2] % grid or hole.shape[3] % grid:

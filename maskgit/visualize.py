@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from maskgit.data import GREY, to_pixels, to_uint8, write_animation, write_image
 from maskgit.decoding import State
-from maskgit.folders import Inputs
-from utils import grid
+from maskgit.inpainter import Inputs
 
 SIDE = 256  # pixels that small pictures are magnified to, at least
 LINE = 18  # height of a line of text in pixels
@@ -24,7 +24,7 @@ FRESH = (255, 0, 128)  # frames of tokens just decided
 SHOWN, HELD = 500, 2500  # how long a frame and the last one stay, in ms
 
 
-def drawn(groups: list[str], count: int) -> list[int]:
+def first_of_each(groups: list[str], count: int) -> list[int]:
     """The images whose iterations are drawn: the first of each group, then the second of each, `count` in all."""
     turns = [(groups[:index].count(group), index) for index, group in enumerate(groups[: count * len(set(groups))])]
     return sorted(index for _, index in sorted(turns)[:count])
@@ -34,6 +34,13 @@ def patches(hidden: Tensor, size: int) -> Tensor:
     """hidden (b, n) bool -> the pixels (b, 1, size, size) of hidden tokens, on the CPU."""
     side = math.isqrt(hidden.shape[1])
     return magnify(hidden.cpu().view(-1, 1, side, side), size // side)
+
+
+def sheet_of(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """uint8 images (b, 3, H, W) side by side, `columns` in a row, white between: (3, h, w)."""
+    if len(images) == 1:  # which make_grid leaves without a border
+        return images[0]
+    return make_grid(images, columns, gap, pad_value=255)[:, gap:-gap, gap:-gap]
 
 
 def magnify(images: Tensor, factor: int) -> Tensor:
@@ -131,17 +138,35 @@ def contact_sheet(rows: list[Row]) -> np.ndarray:
                 draw.text((margin + column * step + size / 2, top + LINE / 2), caption, "black", font, "mm")
             top += LINE
         draw.multiline_text((margin - 8, top + size / 2), row.label, "black", font, "rm", align="right")
-        sheet.paste(Image.fromarray(to_pixels(magnify(grid(row.pictures, len(row.pictures)), 2))), (margin, top))
+        sheet.paste(Image.fromarray(to_pixels(magnify(sheet_of(row.pictures, len(row.pictures)), 2))), (margin, top))
         top += step
     return np.array(sheet)
+
+
+class Film:
+    """The tokens of some images of a batch after each iteration.
+
+    images: the numbers, in the batch, of those that are drawn; samples: rows an image in what is decoded, of which the
+    first is drawn.
+    """
+
+    def __init__(self, images: list[int], samples: int):
+        self.samples = samples
+        self.steps: dict[int, list[tuple[Tensor, Tensor]]] = {image: [] for image in images}
+
+    def add(self, rows: slice, state: State) -> None:
+        """Keeps what an iteration made of the rows that are drawn."""
+        for image, steps in self.steps.items():
+            if rows.start <= (row := image * self.samples) < rows.stop:
+                steps.append((state.tokens[row - rows.start], state.hidden[row - rows.start]))
 
 
 class Sheets:
     """Pictures of the iterations of a few images: OUT/imga, OUT/mask_scheduling and a row each of OUT/overview.png;
     OUT/animation where `animate` says so.
 
-    `decode` takes tokens (b, n), images and hole to uint8 images (b, 3, H, W); `blank` (1, n) are the tokens of nothing
-    but grey, which stand where a token is hidden; `shown` numbers the images of the run that are drawn.
+    `decode` takes tokens (b, n), painted images and hole to uint8 images (b, 3, H, W); `blank` (1, n) are the tokens of
+    nothing but grey, which stand where a token is hidden; `shown` numbers the images of the run that are drawn.
     """
 
     def __init__(
@@ -155,32 +180,25 @@ class Sheets:
         self.decode, self.blank, self.out, self.shown = decode, blank, out, shown
         self.animate, self.overview = animate, []
 
-    def rows(self, start: int, count: int) -> list[int]:
-        """Which of the `count` images of a batch are drawn."""
-        return [index - start for index in self.shown if start <= index < start + count]
+    def film(self, start: int, count: int, samples: int) -> Film:
+        """A film of those of the `count` images of a batch that are drawn; `start` is the number of the first."""
+        return Film([index - start for index in self.shown if start <= index < start + count], samples)
 
-    def draw(self, state: State, batch: Inputs, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """What the tokens of the images `rows` look like after an iteration, (r, 3, H, W) uint8, and which of them
-        are hidden, (r, n): there the pictures mean nothing."""
-        hidden = state.hidden[rows]
-        tokens = torch.where(hidden, self.blank, state.tokens[rows])
-        return self.decode(tokens, batch.images[rows], batch.hole[rows]), hidden
-
-    def write(
-        self, batch: Inputs, hidden: Tensor, results: Tensor, rows: list[int], history: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        """`hidden` (b, n): at the start; `history`: what `draw` gave for `rows` after each iteration; `results`
-        (b, 3, H, W): the filled batch."""
-        for place, row in enumerate(rows):
-            painted, after = (torch.stack([step[kind][place] for step in history]) for kind in (0, 1))
+    def write(self, batch: Inputs, hidden: Tensor, painted: Tensor, results: Tensor, film: Film) -> None:
+        """`hidden` (b, n): at the start; `painted` and `results` (b, 3, H, W): the batch as networks see it, filled."""
+        for row, steps in film.steps.items():
+            tokens, after = (torch.stack(part) for part in zip(*steps, strict=True))  # (T, n) each
+            tokens, part = torch.where(after, self.blank, tokens), slice(row, row + 1)
+            again = (len(tokens), -1, -1, -1)
+            frames_of = self.decode(tokens, painted[part].expand(again), batch.hole[part].expand(again))
             name, image, hole = batch.names[row], batch.images[row], batch.hole[row]
             pending = patches(after, image.shape[-1])
-            pictures = painted.masked_fill(pending, GREY)
+            pictures = frames_of.masked_fill(pending, GREY)
             known = torch.where(pending, 0, 255).to(torch.uint8).expand_as(pictures)
             for folder, sheet in (("imga", pictures), ("mask_scheduling", known)):
-                write_image(self.out / folder / name, to_pixels(grid(sheet, columns=min(len(sheet), 5))))
+                write_image(self.out / folder / name, to_pixels(sheet_of(sheet, columns=min(len(sheet), 5))))
             if self.animate:
-                shown = frames(image, hole, torch.cat((hidden[row : row + 1], after)), painted, results[row])
+                shown = frames(image, hole, torch.cat((hidden[part], after)), frames_of, results[row])
                 path = (self.out / "animation" / name).with_suffix(".webp")
                 write_animation(path, shown, [*[SHOWN] * (len(shown) - 1), HELD])
             self._add_row(batch, row, pictures, results[row])

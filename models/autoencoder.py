@@ -20,7 +20,7 @@ Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 class EncoderConfig(Settings):
     """`conv` is the lab's stack of ResBlocks; `patch` maps every patch alone, so no token sees its neighbours."""
 
-    kind: Literal["conv", "patch"]
+    kind: Literal["conv", "patch"] = Field(description="the lab's stack of ResBlocks, or every patch by itself")
     stem: int = Field(ge=1, description="width after the first convolution")
     widths: Widths = Field(description="width of each level (conv) or of the blocks (patch: one value)")
     blocks: int = Field(ge=1, description="ResBlocks a level, or MLP blocks of the patch encoder")
@@ -49,12 +49,12 @@ class CodebookConfig(Settings):
 class VQGANConfig(Settings):
     """Everything that rebuilds a VQGAN."""
 
-    image_size: int = Field(64, ge=4)
+    image_size: int = Field(64, ge=4, description="side of an image in pixels")
     latent: int = Field(ge=1, description="width between encoder and quant_conv")
     norm_groups: int = Field(32, ge=1, description="groups of GroupNorm")
     attention_resolution: int = Field(16, ge=1, description="side at which attention follows each ResBlock")
-    mean: Channels = (0.5, 0.5, 0.5)
-    std: Channels = (0.5, 0.5, 0.5)
+    mean: Channels = Field((0.5, 0.5, 0.5), description="of the channels in [0, 1], taken away from an image")
+    std: Channels = Field((0.5, 0.5, 0.5), description="of the channels, by which it is divided then")
     encoder: EncoderConfig
     decoder: DecoderConfig
     codebook: CodebookConfig

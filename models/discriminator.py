@@ -40,11 +40,16 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+def layer_gradients(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """The gradients of the two losses of a (micro-)batch at the decoder's last layer: (2, ...), graphs kept."""
+    losses = (reconstruction, adversarial)
+    return torch.stack([torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in losses])
+
+
+def adaptive_weight(gradients: Tensor) -> Tensor:
     """lambda = |grad L_rec| / (|grad L_gan| + 1e-6) at the decoder's last layer, in [0, 1e4] (VQGAN eq. 7).
 
-    The gradients are those of the whole batch, the mean over all processes.
+    gradients (2, ...): those of the whole batch of this process; all processes take the mean of theirs.
     """
-    losses = (reconstruction, adversarial)
-    gradients = [mean(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]) for loss in losses]
-    return (gradients[0].norm() / (gradients[1].norm() + 1e-6)).clamp(0, 1e4).detach()
+    reconstruction, adversarial = mean(gradients)
+    return (reconstruction.norm() / (adversarial.norm() + 1e-6)).clamp(0, 1e4).detach()

@@ -31,14 +31,15 @@ def mean(tensor: Tensor) -> Tensor:
     return summed(tensor) / world()
 
 
-def drawn(vectors: Tensor, count: int) -> Tensor:
-    """`count` random rows of `vectors` (m, e) of all processes together, with replacement: the same in each process.
+def sample_rows(vectors: Tensor, count: int) -> Tensor:
+    """`count` random rows of `vectors` (p, m, e) of all processes together, with replacement: the same in each process.
 
-    The draw is process 0's, and as if the rows of all processes, in order, were its own.
+    p: micro-batches. The draw is process 0's, as if all processes' rows of each of these, in order, were its own.
     """
-    picks = torch.randint(len(vectors) * world(), (count,), device=vectors.device)
+    parts, rows, _ = vectors.shape
+    picks = torch.randint(parts * world() * rows, (count,), device=vectors.device)
     if world() == 1:
-        return vectors[picks]
+        return vectors.flatten(0, 1)[picks]
     dist.broadcast(picks, src=0)
-    mine = picks // len(vectors) == rank()
-    return summed(torch.where(mine[:, None], vectors[picks % len(vectors)], 0.0))
+    part, owner, row = picks // (world() * rows), picks // rows % world(), picks % rows
+    return summed(torch.where((owner == rank())[:, None], vectors[part, row], 0.0))

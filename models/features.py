@@ -1,8 +1,9 @@
 """Feature networks for distances between sets of images: Inception (FID) and VGG16 (FD-VGG16)."""
 
 import http.client
+import importlib.util
 from pathlib import Path
-from unittest import mock
+from types import ModuleType
 
 import torch
 import torchvision
@@ -12,27 +13,57 @@ from torch import Tensor, nn
 from models.checkpoint import read_weights
 
 
+def private_copy(module: str, **names) -> ModuleType:
+    """A library's module of our own, in which `names` stand for other things; everybody else's stays as it is."""
+    spec = importlib.util.find_spec(module)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    vars(copy).update(names)
+    return copy
+
+
 class WeightsError(RuntimeError):
     """A feature network's weights could not be had; the message says what to fetch and where to put it."""
+
+
+def downloaded(url: str, flag: str, what: str) -> Path:
+    """Where torch hub keeps the file `url`, fetched and checked against the hash in its name if it is not there yet.
+
+    Raises WeightsError that says what to fetch and which `flag` to pass.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[1])
+    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
+        raise WeightsError(
+            f"the {what} weights could not be downloaded ({error}). Fetch {url} where there is a network "
+            f"and save it as {file}, or pass it with {flag} FILE"
+        ) from error
+    return file
 
 
 class VGG16Features(nn.Module):
     """relu5_3 of an ImageNet VGG16, averaged over space: images (b, 3, H, W) in [0, 1] -> (b, 512).
 
     Images keep their own size (H and W at least 16). `weights` holds `features.N.weight|bias` for N = 0..28, as
-    .safetensors or as torchvision's vgg16 .pth; other keys (classifier, LPIPS heads) are ignored. The Frechet distance
-    of these features is not the FID. Raises FileNotFoundError, or ValueError naming the file.
+    .safetensors or as torchvision's vgg16 .pth; other keys (classifier, LPIPS heads) are ignored; None takes
+    torchvision's, downloaded on first use. The Frechet distance of these features is not the FID.
+    Raises WeightsError when the download fails, FileNotFoundError, or ValueError naming the file.
     """
 
     label = "FD-VGG16"
     dimensions = 512
 
-    def __init__(self, weights):
+    def __init__(self, weights=None):
         super().__init__()
-        self.weights_file = Path(weights)
+        url = torchvision.models.VGG16_Weights.IMAGENET1K_V1.url
+        self.weights_file = downloaded(url, "--feature-weights", "VGG16") if weights is None else Path(weights)
         with torch.device("meta"):  # spares 138 M random numbers
             self.layers = torchvision.models.vgg16(weights=None).features[:30]  # 29 = relu5_3
-        (state, _), prefix = read_weights(weights), "features."
+        (state, _), prefix = read_weights(self.weights_file), "features."
         layers = {name: state.get(prefix + name) for name in self.layers.state_dict()}
         missing = [prefix + name for name, tensor in layers.items() if tensor is None]
         if missing:
@@ -66,32 +97,17 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self, weights=None):
         super().__init__()
-        self.weights_file = self._downloaded() if weights is None else Path(weights)
+        url = inception.FID_WEIGHTS_URL
+        self.weights_file = downloaded(url, "--feature-weights", "Inception") if weights is None else Path(weights)
         state, _ = read_weights(self.weights_file)
         block = inception.InceptionV3.BLOCK_INDEX_BY_DIM[self.dimensions]
-        try:  # pytorch-fid has no argument for the file: its loader is replaced while the network is built
-            with mock.patch.object(inception, "load_state_dict_from_url", lambda url, progress: state):
-                self.network = inception.InceptionV3([block])
+        # pytorch-fid has no argument for the file
+        ours = private_copy("pytorch_fid.inception", load_state_dict_from_url=lambda url, progress: state)
+        try:
+            self.network = ours.InceptionV3([block])
         except RuntimeError as error:
             raise ValueError(f"{self.weights_file}: does not fit pytorch-fid's Inception: {error}") from error
         self.eval().requires_grad_(False)
-
-    @classmethod
-    def _downloaded(cls) -> Path:
-        """Where pytorch-fid keeps its weights file, fetched if it is not there yet."""
-        url = inception.FID_WEIGHTS_URL
-        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        if file.is_file():
-            return file
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=cls.published_hash)
-        except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash differs
-            raise WeightsError(
-                f"the Inception weights could not be downloaded ({error}). Fetch {url} where there is a network "
-                f"and save it as {file}, or pass it with --feature-weights FILE"
-            ) from error
-        return file
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[0].flatten(1)  # (b, 2048, 1, 1) -> (b, 2048)
@@ -101,12 +117,10 @@ FEATURES = {"inception": InceptionFeatures, "vgg16": VGG16Features}
 
 
 def feature_network(name: str, weights=None) -> nn.Module:
-    """The frozen network `name` of FEATURES, its weights from the file `weights`.
+    """The frozen network `name` of FEATURES, its weights from the file `weights`, or downloaded.
 
-    Raises ValueError for an unknown name, and where weights are needed but not given; the networks' own errors.
+    Raises ValueError for an unknown name; the networks' own errors.
     """
     if name not in FEATURES:
         raise ValueError(f"unknown features {name!r}, expected one of {', '.join(FEATURES)}")
-    if name == "vgg16" and weights is None:
-        raise ValueError("vgg16 features need a weights file: pass --feature-weights FILE (.safetensors or .pth)")
     return FEATURES[name](weights)

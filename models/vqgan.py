@@ -5,6 +5,7 @@ k codes, e code dimension. Outside this file images are in [0, 1]; normalisation
 """
 
 import hashlib
+import json
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import CodebookConfig, ConvEncoder, Decoder, PatchEncoder, VQGANConfig
 from models.checkpoint import build
-from models.distributed import drawn, summed
+from models.distributed import sample_rows, summed
 
 
 class Codebook(nn.Module):
@@ -21,6 +22,7 @@ class Codebook(nn.Module):
     def __init__(self, config: CodebookConfig):
         super().__init__()
         self.config = config
+        self.observed: list[tuple[Tensor, Tensor]] = []  # vectors (m, e) and ids (m) that `update` waits for
         self.embedding = nn.Embedding(config.codes, config.dim)
         nn.init.uniform_(self.embedding.weight, -1 / config.codes, 1 / config.codes)
         if config.l2_normalised:
@@ -49,34 +51,46 @@ class Codebook(nn.Module):
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """latents (b, e, g, g) -> straight-through codes (b, e, g, g), ids (b, n), loss ().
 
-        loss = |sg(z_e) - z_q|^2 + beta |z_e - sg(z_q)|^2 (VQ-VAE eq. 3); an EMA codebook drops the first term.
+        loss = |sg(z_e) - z_q|^2 + beta |z_e - sg(z_q)|^2 (VQ-VAE eq. 3); an EMA codebook drops the first term and, in
+        training, waits for `update`.
         """
         with torch.autocast(latents.device.type, enabled=False):
             vectors = self.prepare(latents)  # (b, g, g, e)
             ids = self.nearest(vectors.detach())  # (b, g, g)
             chosen = F.embedding(ids, self.vectors())  # before the update, which may move or re-seed them
             if self.training and self.config.ema_decay:
-                self._update(vectors.detach().flatten(0, 2), ids.flatten())
+                self._observe(vectors.detach().flatten(0, 2), ids.flatten())
             loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
             if not self.config.ema_decay:
                 loss = loss + F.mse_loss(chosen, vectors.detach())
             codes = vectors + (chosen - vectors).detach()
         return codes.permute(0, 3, 1, 2), ids.flatten(1), loss
 
-    @torch.compiler.disable  # it speaks with the other processes
-    @torch.no_grad()
-    def _update(self, vectors: Tensor, ids: Tensor) -> None:
-        """EMA of each code's uses and of the sum of its vectors; rarely used codes jump to vectors of this batch.
+    @torch.compiler.disable
+    def _observe(self, vectors: Tensor, ids: Tensor) -> None:
+        self.observed.append((vectors, ids))
 
-        The batch is that of all processes, so their codebooks stay bit-equal. vectors (m, e), ids (m).
+    @torch.no_grad()
+    def update(self) -> None:
+        """EMA of each code's uses and of the sum of its vectors since the last call (VQ-VAE, A.1).
+
+        Rarely used codes jump to vectors among these.
+
+        Once a step of the optimizer, however many micro-batches it has. The vectors are those of all processes, so
+        their codebooks stay bit-equal. Does nothing where no EMA codebook was trained.
         """
+        if not self.observed:
+            return
+        vectors, ids = (torch.stack(parts) for parts in zip(*self.observed, strict=True))  # (p, m, e), (p, m)
+        self.observed.clear()
+        every, ids = vectors.flatten(0, 1), ids.flatten()
         decay = self.config.ema_decay
         uses = torch.zeros_like(self.uses).index_add_(0, ids, torch.ones_like(ids, dtype=self.uses.dtype))
         self.uses.lerp_(summed(uses), 1 - decay)
-        self.sums.lerp_(summed(torch.zeros_like(self.sums).index_add_(0, ids, vectors)), 1 - decay)
+        self.sums.lerp_(summed(torch.zeros_like(self.sums).index_add_(0, ids, every)), 1 - decay)
         if self.config.reseed_below:
             dead = self.uses < self.config.reseed_below  # (k); torch.where, because indexing by it would wait for a GPU
-            self.sums.copy_(torch.where(dead[:, None], drawn(vectors, self.config.codes), self.sums))
+            self.sums.copy_(torch.where(dead[:, None], sample_rows(vectors, self.config.codes), self.sums))
             self.uses.masked_fill_(dead, 1.0)
         centres = self.sums / self.uses.clamp_min(1e-5)[:, None]
         self.embedding.weight.copy_(F.normalize(centres, dim=-1) if self.config.l2_normalised else centres)
@@ -126,7 +140,24 @@ class VQGAN(nn.Module):
 
     def tokens_key(self) -> str:
         """A hash of all that makes tokens of images, as it is saved: the same for VQGANs that differ in the decoder."""
-        digest = hashlib.sha256(self.config.model_dump_json(include={"mean", "std", "encoder", "codebook"}).encode())
+        config = self.config
+        told = {
+            "encoder": config.encoder.model_dump(mode="json"),
+            "mean": config.mean,
+            "std": config.std,
+            "factor": config.factor,
+            "l2_normalised": config.codebook.l2_normalised,
+        }
+        if config.encoder.kind == "conv":  # a patch encoder has neither GroupNorm nor attention, and takes any size
+            told |= config.model_dump(mode="json", include={"norm_groups", "attention_resolution", "image_size"})
+        return self._hashed(json.dumps(told, sort_keys=True))
+
+    def former_tokens_key(self) -> str:
+        """What `tokens_key` was when the shipped transformers noted it: with the commitment, without norm_groups."""
+        return self._hashed(self.config.model_dump_json(include={"mean", "std", "encoder", "codebook"}))
+
+    def _hashed(self, told: str) -> str:
+        digest = hashlib.sha256(told.encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "quant_conv.", "codebook.embedding.")):
                 tensor = tensor.detach().half() + 0.0  # an average turns -0 into 0

@@ -1,14 +1,18 @@
-"""The holes of a photo filled before one's eyes: `photos.fill_photo`, step by step.
+"""Filling the hole of a photo, at once or before one's eyes.
 
-    filling = Filling(inpainter, photo, decoding, seed=0, samples=4)
-    for step, pictures in filling.steps():
-        ...
-    filling.results(), filling.maps()
+    completions, notes = fill_photo(inpainter, photo, samples=4)
 
-The model sees a square around each of the r regions of the hole, S pixels wide; pictures show these side by side.
+    filling = Filling(inpainter, photo, samples=4)
+    shown = StepPictures(filling)
+    for rows, state in filling.steps():
+        shown.add(rows, state)
+        shown.pictures()
+    filling.completions(), shown.maps()
+
+The model sees a square crop, S pixels wide, around each of the hole's r regions. Completion k of region i is row
+i * samples + k wherever rows are counted.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -19,78 +23,13 @@ from torch import Tensor
 
 from maskgit.data import to_pixels
 from maskgit.decoding import DecodingConfig, State
-from maskgit.inpainter import Inpainter, sample_seed
-from maskgit.masks import composite
-from maskgit.visualize import confidence_map, frames
-from photos.crops import CONTEXT
-from photos.photo import Cut, Photo, cut, paste
-from utils import grid, images_at_once, mix
+from maskgit.inpainter import Inpainter
+from maskgit.visualize import confidence_map, frames, sheet_of
+from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
+from photos.photo import Photo
+from utils import mix
 
-
-def in_step(runs: list[Iterator[State]]) -> Iterator[State]:
-    """Several decodings as one: their states side by side, those that are done as they ended."""
-    last: tuple = ()
-    for states in itertools.zip_longest(*runs):
-        last = tuple(new or old for new, old in itertools.zip_longest(states, last))
-        tokens, hidden, confidence = (
-            torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "hidden", "confidence")
-        )
-        yield State(max(state.step for state in last), tokens, hidden, confidence)
-
-
-class Filling:
-    """`samples` completions of a photo, decoded together; they are those of `photos.fill_photo`."""
-
-    def __init__(self, inpainter: Inpainter, photo: Photo, decoding: DecodingConfig, seed: int, samples: int):
-        self.inpainter, self.photo, self.decoding, self.samples = inpainter, photo, decoding, samples
-        self.cut = cut(photo, inpainter.size)
-        self.regions = len(self.cut.squares)
-        self.images = self.cut.images.repeat(samples, 1, 1, 1)  # (samples r, 3, S, S)
-        self.hole = self.cut.hole.repeat(samples, 1, 1, 1)
-        self.seeds = [region_seed(seed, sample, region) for sample in range(samples) for region in range(self.regions)]
-        size = images_at_once(inpainter.device)
-        self.parts = [slice(start, start + size) for start in range(0, len(self.seeds), size)]
-        self.hidden = inpainter.hide(self.hole, rule=decoding.token_rule)  # at the start
-
-    def steps(self) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """After each iteration its number and a picture (h, w, 3) uint8 a completion.
-
-        Hidden tokens are grey, those just decided framed.
-        """
-        runs = [
-            self.inpainter.steps(self.images[part], self.hole[part], self.seeds[part], decoding=self.decoding)
-            for part in self.parts
-        ]
-        blank, before = self.inpainter.blank(), self.hidden
-        for state in in_step(runs):
-            painted = self._decode(torch.where(state.hidden, blank, state.tokens))
-            around = torch.stack((before, state.hidden), dim=1)  # (samples r, 2, n)
-            shown = [
-                frames(image, hole, two, one[None], one)[1]
-                for image, hole, two, one in zip(self.images, self.hole, around, painted, strict=True)
-            ]
-            before, self.state = state.hidden, state
-            yield state.step, self._sheets(torch.stack(shown))
-
-    def results(self) -> list[np.ndarray]:
-        """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion."""
-        raw = self._decode(self.state.tokens)
-        filled = composite(raw, self.images, self.hole)
-        chunks = zip(filled.split(self.regions), raw.split(self.regions), strict=True)
-        return [paste(self.photo, self.cut, *chunk) for chunk in chunks]
-
-    def maps(self) -> list[np.ndarray]:
-        """After the steps: how sure the model was of its tokens, a picture a completion."""
-        codes = self.inpainter.transformer.config.codes
-        return self._sheets(confidence_map(self.images, self.hidden, self.state.confidence, codes))
-
-    def _decode(self, tokens: Tensor) -> Tensor:
-        return torch.cat([self.inpainter.decode(tokens[p], self.images[p], self.hole[p]) for p in self.parts])
-
-    def _sheets(self, pictures: Tensor) -> list[np.ndarray]:
-        """(samples r, 3, h, w) -> a picture a completion, its regions side by side."""
-        columns = math.ceil(math.sqrt(self.regions))
-        return [to_pixels(grid(regions, columns)) for regions in pictures.split(self.regions)]
+SHOWN = 9  # regions in the pictures of the steps, at most
 
 
 def fill_photo(
@@ -99,48 +38,150 @@ def fill_photo(
     seed: int = 0,
     samples: int = 1,
     decoding: DecodingConfig | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    *,
     margin: int = 0,
     context: float = CONTEXT,
     batch_size: int | None = None,
+    on_step: Callable[[float], object] | None = None,
 ) -> tuple[list[np.ndarray], list[str]]:
-    """`samples` completions, pixels (H, W, 3) each, and notes on how much was shrunk.
+    """`samples` completions, pixels (H, W, 3) uint8 each, and notes on how much was shrunk.
 
-    All regions and samples are filled together, `batch_size` at a time (default: `images_at_once`); a completion
-    depends neither on that nor on how many there are. `progress` is called with the iterations done and their number.
+    Arguments as of `Filling`; `on_step` is called after each iteration with the share of the work done, in [0, 1].
     """
-    parts, decoding = cut(photo, inpainter.size, context), decoding or inpainter.decoding
-    count = len(parts.squares)
-    jobs = [(sample, region) for sample in range(samples) for region in range(count)]
-    size = batch_size or images_at_once(inpainter.device)
-    total, images, raw = -(-len(jobs) // size) * decoding.sweet_spot, [], []
-    for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        index = torch.tensor([region for _, region in batch])
-        seeds = [region_seed(seed, *job) for job in batch]
-        steps = inpainter.steps(parts.images[index], parts.hole[index], seeds, margin, decoding)
-        for state in steps:
-            if progress:
-                progress(start // size * decoding.sweet_spot + state.step, total)
-        filled = inpainter.finish(parts.images[index], parts.hole[index], state.tokens)
-        images.append(filled.images)
-        raw.append(filled.raw)
-    chunks = zip(torch.cat(images).split(count), torch.cat(raw).split(count), strict=True)
-    return [paste(photo, parts, *chunk) for chunk in chunks], shrinking(photo.name, parts, inpainter.size)
+    filling = Filling(inpainter, photo, seed, samples, decoding, margin=margin, context=context, batch_size=batch_size)
+    for rows, state in filling.steps():
+        if on_step:
+            on_step(filling.share(rows, state))
+    return filling.completions(), shrinking(photo.name, filling.crops, inpainter.size)
 
 
-def region_seed(seed: int, sample: int, region: int) -> int:
-    """`seed` itself for the first region of the first completion: a small picture is filled as `Inpainter` does."""
-    return mix(seed, sample, region) if region else sample_seed(seed, sample)
+class Filling:
+    """The completions of a photo in the making.
+
+    seed >= 0: of the first region; region i takes mix(seed, 0, i), and completion k of either `sample_seed(., k)`
+    decoding, margin, batch_size: as of `Inpainter.complete`; a completion depends neither on the latter nor on samples
+    context: side of a crop / longer side of its region
+    """
+
+    def __init__(
+        self,
+        inpainter: Inpainter,
+        photo: Photo,
+        seed: int = 0,
+        samples: int = 1,
+        decoding: DecodingConfig | None = None,
+        *,
+        margin: int = 0,
+        context: float = CONTEXT,
+        batch_size: int | None = None,
+    ):
+        self.inpainter, self.photo, self.samples = inpainter, photo, samples
+        self.decoding, self.margin, self.batch_size = decoding or inpainter.decoding, margin, batch_size
+        self.crops = crop_regions(photo.pixels, photo.hole, inpainter.size, context)
+        self.seeds = [region_seed(seed, region) for region in range(len(self.crops.boxes))]
+
+    def steps(self) -> Iterator[tuple[slice, State]]:
+        """Fills; after each iteration of each batch its rows and their State."""
+        self.painted = self.inpainter.paint(self.crops.images, self.crops.hole, self.decoding)
+        self.result = yield from self.inpainter.steps(
+            self.crops.images, self.crops.hole, self.seeds, batch_size=self.batch_size, samples=self.samples,
+            margin=self.margin, decoding=self.decoding, painted=self.painted,
+        )  # fmt: skip
+
+    def share(self, rows: slice, state: State) -> float:
+        """Of the work, what is done after an iteration, in [0, 1]; a second look is not reckoned with."""
+        within = min(state.step / self.decoding.sweet_spot, 1)
+        return (rows.start + within * (rows.stop - rows.start)) / (len(self.seeds) * self.samples)
+
+    def completions(self) -> list[np.ndarray]:
+        """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion."""
+        images, raw = self.result.images, self.result.raw
+        return [
+            paste_crops(self.photo.pixels, self.crops, images[k :: self.samples], raw[k :: self.samples])
+            for k in range(self.samples)
+        ]
 
 
-def shrinking(name: str, parts: Cut, size: int) -> list[str]:
+class StepPictures:
+    """Pictures of a filling's iterations, its first SHOWN regions side by side.
+
+    Hidden tokens are grey, those just decided framed.
+    """
+
+    def __init__(self, filling: Filling):
+        self.filling, self.blank = filling, filling.inpainter.blank()
+        region = torch.arange(min(len(filling.seeds), SHOWN)).repeat_interleave(filling.samples)
+        self.region = region  # (m), of each row that is shown
+        self.images, self.hole = filling.crops.images[region], filling.crops.hole[region]
+        hide = filling.inpainter.hide
+        self.hidden = hide(self.hole, filling.margin, filling.decoding.token_rule)  # (m, n), as of the last step
+        self.latest = torch.stack([  # (m, 3, h, w) uint8
+            frames(image, hole, hidden[None], image[None][:0], image)[0]
+            for image, hole, hidden in zip(self.images, self.hole, self.hidden, strict=True)
+        ])  # fmt: skip
+        self._film: list[Tensor] = []  # of the first completion, (regions, 3, h, w) uint8 a step
+
+    def add(self, rows: slice, state: State) -> None:
+        """What `Filling.steps` yields."""
+        rows = slice(rows.start, min(rows.stop, len(self.region)))
+        count = max(rows.stop - rows.start, 0)
+        if state.step > len(self._film):  # regions that are done stay as they are
+            self._film.append(self.latest[:: self.filling.samples].clone())
+        if not count:
+            return
+        hidden, images, hole = state.hidden[:count], self.images[rows], self.hole[rows]
+        tokens = torch.where(hidden, self.blank, state.tokens[:count])
+        painted = self.filling.painted[self.region[rows]]
+        decoded = self.filling.inpainter.decode(tokens, painted, hole)
+        around = torch.stack((self.hidden[rows], hidden), dim=1)  # (count, 2, n)
+        for row, (image, missing, two, one) in enumerate(zip(images, hole, around, decoded, strict=True), rows.start):
+            self.latest[row] = frames(image, missing, two, one[None], one)[1]
+            region, sample = divmod(row, self.filling.samples)
+            if sample == 0:
+                for sheet in self._film[state.step - 1 :]:
+                    sheet[region] = self.latest[row]
+        self.hidden[rows] = hidden
+
+    def pictures(self) -> list[np.ndarray]:
+        """Of each completion, (h, w, 3) uint8, as it is now."""
+        return self._side_by_side(self.latest)
+
+    def film(self, first: int = 1) -> list[np.ndarray]:
+        """Of the first completion, (h, w, 3) uint8, after each iteration from number `first`.
+
+        A batch changes those from its own iteration on: its regions that are done stay as they are.
+        """
+        return [sheet(pictures) for pictures in self._film[first - 1 :]]
+
+    def maps(self) -> list[np.ndarray]:
+        """After the steps, of each completion: how sure the model was of its tokens."""
+        result, count = self.filling.result, len(self.region)
+        codes = self.filling.inpainter.transformer.config.codes
+        return self._side_by_side(confidence_map(self.images, result.hidden[:count], result.confidence[:count], codes))
+
+    def _side_by_side(self, pictures: Tensor) -> list[np.ndarray]:
+        """(m, 3, h, w) -> a sheet of each completion."""
+        samples = self.filling.samples
+        return [sheet(pictures[sample::samples]) for sample in range(samples)]
+
+
+def sheet(pictures: Tensor) -> np.ndarray:
+    """uint8 (N, 3, h, w) -> one picture (h', w', 3), about as many rows as columns."""
+    return to_pixels(sheet_of(pictures, math.ceil(math.sqrt(len(pictures)))))
+
+
+def region_seed(seed: int, region: int) -> int:
+    """`seed` itself for the first region: a small picture is filled as `Inpainter` does."""
+    return mix(seed, 0, region) if region else seed
+
+
+def shrinking(name: str, crops: Crops, size: int) -> list[str]:
     """A note on the region that was shrunk most, if any was."""
-    factors = [square.side / size for square in parts.squares]
+    factors = [box.side / size for box in crops.boxes]
     worst, count = max(factors), sum(factor > 1 for factor in factors)
     if not count:
         return []
-    rows, cols = ndimage.find_objects(parts.owner)[factors.index(worst)]
+    rows, cols = ndimage.find_objects(crops.owner)[factors.index(worst)]
     what = "region" if count == 1 else f"{count} regions, the largest"
     soft = "; it will look soft" if worst >= 4 else ""
     return [

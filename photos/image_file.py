@@ -70,7 +70,7 @@ def turn_back(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageFile:
     """A picture file, decoded: all that is needed to write it back."""
 
     name: str  # of the file, for messages
@@ -111,7 +111,7 @@ class Picture:
             return None
         return np.ascontiguousarray(turn(alpha, self.orientation).astype(np.uint8))
 
-    def filled(self, pixels: np.ndarray, hole: np.ndarray) -> "Picture":
+    def filled(self, pixels: np.ndarray, hole: np.ndarray) -> "ImageFile":
         """This picture with `pixels` where the hole is, opaque and in its own mode; everything else bit-identical."""
         hole = turn_back(hole, self.orientation)
         stored = self.stored.copy()
@@ -142,7 +142,7 @@ class Picture:
 # --- reading ---
 
 
-def read_picture(source) -> Picture:
+def read_image_file(source) -> ImageFile:
     """A file, or a Pillow picture. Raises ValueError naming the file that cannot be read, or whose mode has no RGB."""
     given = isinstance(source, Image.Image)
     name = (getattr(source, "filename", "") or "the picture") if given else str(source)
@@ -160,7 +160,7 @@ def read_picture(source) -> Picture:
     mode = image.mode if stored is None else DEEP[stored.shape[2]]
     if stored is None:
         mode, stored, image = _values(name, image)
-    return Picture(
+    return ImageFile(
         name=name,
         mode=mode,
         stored=stored,
@@ -220,7 +220,7 @@ def format_of(path) -> Format:
     return FORMATS[suffix]
 
 
-def write_picture(path, picture: Picture) -> list[str]:
+def write_image_file(path, picture: ImageFile) -> list[str]:
     """Writes `picture` in the format of the suffix, in its mode where that format has it; the folder is made.
 
     Returns what the user should know of that: other modes, lost transparency, changed values.
@@ -243,7 +243,7 @@ def write_picture(path, picture: Picture) -> list[str]:
     return notes
 
 
-def _fit(path, picture: Picture, kind: Format) -> tuple[Picture, list[str]]:
+def _fit(path, picture: ImageFile, kind: Format) -> tuple[ImageFile, list[str]]:
     """The picture in a mode that this kind of file holds, and notes."""
     alpha = picture.alpha()
     alpha = None if alpha is None or (alpha == 255).all() else alpha
@@ -266,7 +266,7 @@ def _image(mode: str, stored: np.ndarray) -> Image.Image:
     return Image.frombytes(mode, stored.shape[1::-1], np.ascontiguousarray(packed).tobytes())
 
 
-def _exif(picture: Picture) -> bytes | None:
+def _exif(picture: ImageFile) -> bytes | None:
     """The tags with the orientation in which the picture is stored."""
     if picture.exif is None and picture.orientation == 1:
         return None
@@ -277,7 +277,7 @@ def _exif(picture: Picture) -> bytes | None:
     return tags.tobytes()
 
 
-def _save(path, picture: Picture, kind: Format) -> None:
+def _save(path, picture: ImageFile, kind: Format) -> None:
     image = _image(picture.mode, picture.stored)
     options = {"icc_profile": picture.icc, "exif": _exif(picture), "dpi": picture.dpi, "transparency": picture.key}
     if picture.mode == "P":
@@ -288,7 +288,7 @@ def _save(path, picture: Picture, kind: Format) -> None:
     image.save(path, kind.name, **kind.options, **options)
 
 
-def _deep_png(picture: Picture) -> bytes:
+def _deep_png(picture: ImageFile) -> bytes:
     """A PNG file of 16 bits a channel (ISO/IEC 15948), every row told as its difference to the one above."""
 
     def chunk(name: bytes, data: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, generated pictures and the settings of a tiny experiment."""
 
 import ipaddress
+import logging
 import socket
 from pathlib import Path
 
@@ -136,3 +137,39 @@ def trained(tmp_path_factory):
         overrides = [part for line in schedule for part in f"--{stage}_training.{line}".split()]
         train(stage, config, out, "--epochs", "5", *overrides)
     return out, config
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """Folders with a tiny random VQGAN of each encoder and a transformer."""
+    from tiny_networks import CONV, PATCH, save, transformer, vqgan
+
+    torch.manual_seed(1)
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {kind: save(root / kind, vqgan(enc), transformer()) for kind, enc in (("patch", PATCH), ("conv", CONV))}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoints) -> Path:
+    return checkpoints["patch"]
+
+
+@pytest.fixture(scope="session")
+def inpainters(checkpoints) -> dict:
+    """The Inpainters of `checkpoints`."""
+    from maskgit.inpainter import Inpainter
+
+    return {kind: Inpainter.from_pretrained(folder, "cpu") for kind, folder in checkpoints.items()}
+
+
+@pytest.fixture(scope="session", params=["patch", "conv"])
+def inpainter(request, inpainters):
+    return inpainters[request.param]
+
+
+@pytest.fixture(autouse=True)
+def no_handler_left_behind():
+    """A command line logs to standard output, which pytest closes after each test."""
+    yield
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)

@@ -1,7 +1,9 @@
 """benchmark.py with tiny networks: what is compared, how it is timed and counted, what is written."""
 
+import contextlib
 import json
 import statistics
+import tempfile
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from PIL import Image
 from torch import nn
 
 import benchmark
-from benchmark import Row, Settings
+from benchmark import Settings
 from config import load_config
+from evaluation import speed
+from evaluation.speed import Measurement
 
 SETTINGS = Settings("cpu", "float32", False, 1, None)
 CPU = torch.device("cpu")
@@ -23,42 +27,40 @@ def tiny(tiny_config_once):
 
 def test_works_are_timed_in_turns_after_one_unmeasured_round():
     calls = []
-    seconds = benchmark.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 3, CPU)
+    seconds = speed.interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 3, CPU)
     assert calls == ["a", "b"] * 4
     assert [len(values) for values in seconds.values()] == [3, 3] and min(map(min, seconds.values())) >= 0
 
 
 def test_operations_of_a_linear_layer_forward_and_backward():
     layer, x = nn.Linear(20, 30), torch.randn(5, 20)
-    assert benchmark.gflop(lambda: layer(x)) == pytest.approx(2 * 5 * 20 * 30 / 1e9)
-    assert benchmark.gflop(lambda: layer(x).sum().backward()) == pytest.approx(
-        2 * 2 * 5 * 20 * 30 / 1e9
-    )  # no input grad
+    assert speed.gflop(lambda: layer(x)) == pytest.approx(2 * 5 * 20 * 30 / 1e9)
+    assert speed.gflop(lambda: layer(x).sum().backward()) == pytest.approx(2 * 2 * 5 * 20 * 30 / 1e9)  # no input grad
 
 
 def test_operators_are_those_that_take_the_time():
     a = torch.randn(400, 400)
-    shares = benchmark.operators(lambda: [a @ a for _ in range(5)], most=3)
+    shares = speed.operators(lambda: [a @ a for _ in range(5)], most=3)
     assert next(iter(shares)) == "aten::mm" and 0.5 < shares["aten::mm"] <= 1 and len(shares) <= 3
-    text = benchmark.table([Row("tiny", "stage 1", 4, [1.0], operators={"aten::mm": 0.5, "aten::add": 0.25})])
+    text = speed.table([Measurement("tiny", "stage 1", 4, [1.0], operators={"aten::mm": 0.5, "aten::add": 0.25})])
     assert text.endswith("tiny stage 1: mm 50%, add 25%")
 
 
 def test_rate_and_share_use_the_median():
-    row = Row("tiny", "x", 10, [1.0, 9.0, 2.0], gflop=8.0, ceiling=16.0)
+    row = Measurement("tiny", "x", 10, [1.0, 9.0, 2.0], gflop=8.0, ceiling=16.0)
     assert (row.rate, row.share) == (5.0, 0.25)
-    assert Row("tiny", "x", 10, [1.0]).share is None
+    assert Measurement("tiny", "x", 10, [1.0]).share is None
 
 
 def test_ceilings_are_plausible_for_this_processor():
-    found = benchmark.ceilings(CPU, 2, 128)
+    found = speed.ceilings(CPU, 2, 128)
     assert {"float32 product", "float32 convolution"} <= set(found)
     assert all(0.1 < value < 1e5 for value in found.values())
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 2), (3, 1)])
 def test_the_reference_loop_fills_the_holes_and_saves_every_step(tiny, monkeypatch, tmp_path, steps, count):
-    monkeypatch.setattr(benchmark.tempfile, "mkdtemp", lambda: str(tmp_path))
+    monkeypatch.setattr(benchmark, "TemporaryDirectory", lambda: contextlib.nullcontext(str(tmp_path)))
     decoded, original = [], benchmark.VQGAN.decode
 
     def decode(self, tokens):
@@ -85,14 +87,21 @@ def test_the_reference_loop_fills_the_holes_and_saves_every_step(tiny, monkeypat
 def test_training_works_go_forward_and_backward(tiny, stage, who):
     network = benchmark.networks(tiny)[stage - 1]
     inputs = torch.rand(4, 3, 16, 16) if stage == 1 else torch.zeros(4, 16, dtype=torch.long)
-    forward = benchmark.gflop(lambda: network(inputs))
-    found = benchmark.gflop(getattr(benchmark, f"{who}_stage_{stage}")(tiny, SETTINGS, 4))
+    forward = speed.gflop(lambda: network(inputs))
+    found = speed.gflop(getattr(benchmark, f"{who}_stage_{stage}")(tiny, SETTINGS, 4))
     assert 1.5 * forward < found < 5 * forward  # backward is twice forward; some of ours is of hidden tokens alone
+
+
+def test_inpainting_leaves_no_temporary_folder(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for build in (benchmark.ours_inpainting, benchmark.reference_inpainting):
+        build(tiny, SETTINGS, 2)()
+    assert not list(tmp_path.iterdir())
 
 
 def test_peak_memory_is_of_the_work_and_not_of_this_process(tiny):
     ballast = torch.ones(2**28)  # 1 GiB here, none there
-    found = benchmark.peak_mb(benchmark.ours_stage_2, tiny, SETTINGS, 4)
+    found = speed.peak_mb(benchmark.ours_stage_2, 1, "cpu", tiny, SETTINGS, 4)
     assert 100 < found < 900 and ballast[-1] == 1
 
 

@@ -1,13 +1,16 @@
 """config.py: every shipped YAML loads, what is wrong is named, everything can be overridden on the command line."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+import config as config_module
+import training_transformer
 import training_vqgan
-from config import Config, load_config, parse_overrides, parse_training, training_parser
+from config import Config, load_config, parse_overrides, parse_training, to_yaml, training_parser
 from models.settings import explain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -277,3 +280,80 @@ def test_help_names_the_flags_and_how_to_override(capsys):
     assert stopped.value.code == 0
     for part in ("--config", "--out", "--resume", "--device", "--train_d_path", "--vqgan_training.learning_rate 3e-4"):
         assert part in told
+
+
+# --- names of policies and families, bases, and all of it printed -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("transformer_training.hiding", {"cosin": 1.0}, "unknown hiding policy 'cosin', expected one of: bernoulli"),
+        ("transformer_training.hiding", {"cosine": -1.0}, "weight of cosine: -1.0, expected a finite number"),
+        ("transformer_training.hiding", {"cosine": 0.0}, "expected at least one above 0"),
+        ("transformer_training.hiding", {}, "expected at least one above 0"),
+        ("vqgan_training.holes", {"wlak": 1.0}, "unknown hole family 'wlak', expected one of: walk"),
+        ("vqgan_training.holes", {"walk": 0.0}, "expected at least one above 0"),
+    ],
+)
+def test_policies_and_families_are_checked_when_the_config_is_read(key, value, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_config(overrides={key: value})
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_config_lists_what_it_changes_of_its_base(tmp_path, tiny_config):
+    ground = load_config(tiny_config)
+    middle = write(tmp_path / "deep" / "middle.yml", "base: ../tiny.yml\nvqgan: {decoder: {blocks: 2}}\n")
+    changes = "transformer_training: {hiding: {walk: 1.0}, milestones: [1]}\nvqgan: {decoder: {widths: [16, 12]}}\n"
+    variant = write(tmp_path / "variant.yml", f"base: deep/middle.yml\n{changes}")
+    config = load_config(variant)
+    assert config.transformer_training.hiding == {"walk": 1.0}  # free keys replace, they do not join those of the base
+    assert config.transformer_training.milestones == (1,) and config.vqgan.decoder.blocks == 2
+    assert config.vqgan.decoder.widths == (16, 12) and config.vqgan.decoder.upsample_after == (0, 1)
+    assert config.data == ground.data and config.decoding == ground.decoding
+    assert load_config(middle).transformer_training == ground.transformer_training
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: nowhere.yml\n", r"variant\.yml: base: no such file .*nowhere\.yml"),
+        ("base: 3\n", r"variant\.yml: base: expected the name of a file, found 3"),
+        ("base: variant.yml\n", r"variant\.yml: its base leads back to itself"),
+        ("base: tiny.yml\nvqgan: {nonsense: 1}\n", r"vqgan\.nonsense: unknown key"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named(tmp_path, tiny_config, text, told):
+    with pytest.raises((ValueError, FileNotFoundError), match=told):
+        load_config(write(tmp_path / "variant.yml", text))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_printed_config_is_all_of_it_and_loads_as_it_was(tmp_path, path):
+    config = load_config(path)
+    text = to_yaml(config)
+    assert load_config(write(tmp_path / "printed.yml", text)) == config
+    for line in text.splitlines():
+        assert line.rstrip().endswith(":") or "  # " in line, f"no description: {line}"
+
+
+@pytest.mark.parametrize("script", [training_vqgan, training_transformer], ids=lambda script: script.__name__)
+def test_print_config_prints_the_overridden_config_and_stops(capsys, tiny_config, script):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--config", str(tiny_config), "--transformer.depth", "3", "--print-config"])
+    assert stopped.value.code == 0 and "  depth: 3  # " in capsys.readouterr().out
+
+
+def test_examples_of_the_docstring_run(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    names = {"load_config": load_config}
+    for line in config_module.__doc__.splitlines():
+        if line.startswith("    "):
+            exec(line.strip(), names)
+    assert names["config"].transformer.depth == 12

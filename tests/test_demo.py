@@ -1,6 +1,7 @@
 """The web page: what is behind it with tiny networks, and, where Chromium and Playwright are, the page itself."""
 
 import itertools
+import json
 import shutil
 import socket
 import urllib.request
@@ -13,18 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from photos import fill
-
 gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-demo.txt")
 
-from test_inpainting import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
+from tiny_networks import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
 
 import demo  # noqa: E402, without gradio there is no page
-from maskgit.data import GREY  # noqa: E402
-from maskgit.decoding import State  # noqa: E402
 from maskgit.inpainter import Inpainter  # noqa: E402
 from maskgit.masks import FAMILIES, make_holes  # noqa: E402
-from photos.fill import Filling, fill_photo  # noqa: E402
+from photos.fill import fill_photo  # noqa: E402
 from photos.photo import read_photo  # noqa: E402
 
 SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0)  # steps, sweet spot, schedule, sampler, temperature, seed
@@ -116,37 +113,38 @@ def test_nothing_painted_is_said(value):
 # --- filling ---
 
 
-def test_decodings_side_by_side_are_the_decodings(inpainter):
-    images = torch.randint(256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
-    hole = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
-    hole[0, :, 0, 0] = hole[1] = True  # one token, done after a step; all tokens; none
-    alone = [list(inpainter.steps(images[i : i + 1], hole[i : i + 1], [i])) for i in range(3)]
-    assert [len(states) for states in alone] == [1, 4, 1]
-    together = list(fill.in_step([iter(states) for states in alone]))
-    assert [state.step for state in together] == [1, 2, 3, 4] and isinstance(together[0], State)
-    for step, state in enumerate(together):
-        for i, states in enumerate(alone):
-            own = states[min(step, len(states) - 1)]
-            assert torch.equal(state.tokens[i], own.tokens[0]) and torch.equal(state.hidden[i], own.hidden[0])
-            assert torch.equal(state.confidence[i], own.confidence[0])
+def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter, photo_file, hole, monkeypatch):
+    monkeypatch.setattr("maskgit.inpainter.images_at_once", lambda device: 2)
+    frames = list(itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, 3, *SETTINGS), 12))
+    assert [frame[0].split()[1] for frame in frames] == list("1234" * 3)  # three batches of two rows
+    widths = [int(frame[0].split("width: ")[1].split("%")[0]) for frame in frames]
+    assert widths == sorted(widths) and widths[-1] == 100
+    shown = page.fill(demo.edited(photo_file, hole), photo_file, 3, *SETTINGS)
+    for _ in range(13):
+        last = next(shown)
+    expected, _ = fill_photo(inpainter, read_photo(photo_file, mask=Image.fromarray(~hole)), samples=3)
+    assert np.array_equal([pixels(file) for file in shown_files(last[1])], expected)
+    assert len(last[2]) == 4 and len(last[3]) == 3
 
 
-@pytest.mark.parametrize("together", [2, 8])
-def test_completions_are_those_of_fill_photo(inpainter, photo_file, hole, monkeypatch, together):
-    monkeypatch.setattr(fill, "images_at_once", lambda device: together)
-    photo = read_photo(photo_file, mask=Image.fromarray(~hole))
-    run = Filling(inpainter, photo, DECODING, seed=5, samples=3)
-    assert run.regions == 2
-    seen = list(run.steps())
-    assert [step for step, _ in seen] == [1, 2, 3, 4]
-    assert all(len(pictures) == 3 for _, pictures in seen) and len(run.maps()) == 3
-    expected, _ = fill_photo(inpainter, photo, seed=5, samples=3)
-    for mine, theirs in zip(run.results(), expected, strict=True):
-        assert np.array_equal(mine, theirs) and np.array_equal(mine[~hole], photo.pixels[~hole])
-    first, last = (pictures[0].astype(int) for _, pictures in (seen[0], seen[-1]))
-    assert first.shape == last.shape == (256, 514, 3)  # two squares of 256, 2 between
-    grey = [(picture == GREY).all(axis=2).mean() for picture in (first, last)]
-    assert grey[0] > 0.05 and grey[1] < 0.01
+def test_who_leaves_stops_the_decoding(page, inpainter, photo_file, hole, monkeypatch):
+    calls, predict = [], inpainter.predict
+    monkeypatch.setattr(inpainter, "predict", lambda tokens: calls.append(1) or predict(tokens))
+    shown = page.fill(demo.edited(photo_file, hole), photo_file, 1, *SETTINGS)
+    _, gallery, film, _, _ = next(shown)
+    folder = film[0][0].parent
+    assert len(calls) == 1 and folder.is_dir() and len(gallery.value) == 1
+    shown.close()
+    assert len(calls) == 1 and not folder.exists()
+
+
+def test_an_error_of_the_networks_reaches_who_iterates(page, inpainter, photo_file, hole, monkeypatch):
+    def fail(tokens):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(inpainter, "predict", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(page.fill(demo.edited(photo_file, hole), photo_file, 1, *SETTINGS))
 
 
 def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_file, hole, tmp_path):
@@ -265,6 +263,25 @@ def test_the_page_is_served_without_telemetry_and_from_this_machine_alone(addres
     assert "Fill the hole" in text and '"analytics_enabled":false' in text.replace(" ", "")
     with pytest.raises(ConnectionRefusedError):  # another address of this machine
         socket.create_connection(("127.0.0.2", int(address.rpartition(":")[2])), 2)
+
+
+def answer_of(address: str, name: str, data: list) -> str:
+    """What the page's API says to a call of an event."""
+    call = urllib.request.Request(
+        f"{address}/gradio_api/call/{name}", json.dumps({"data": data}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(call) as answer:
+        number = json.load(answer)["event_id"]
+    with urllib.request.urlopen(f"{address}/gradio_api/call/{name}/{number}") as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize(("number", "value"), [(0, "editor"), (1, "many"), (1, None), (6, "nought")])
+def test_the_api_says_what_is_wrong(address, number, value):
+    data = [{"background": None, "layers": [], "composite": None}, 1, *SETTINGS]
+    data[number] = value
+    text = answer_of(address, "fill", data)
+    assert "event: error" in text and '"error": null' not in text and "data: null" not in text, text
 
 
 # --- the page, in a browser ---

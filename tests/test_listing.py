@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_inpainting import save, transformer, vqgan
+from tiny_networks import save, transformer, vqgan
 
 import inpainting
 

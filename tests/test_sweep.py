@@ -8,30 +8,30 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_evaluator import N, stubs, truth
-from test_inpainting import CONV, GRID, PATCH, SIZE, no_handler_left_behind, save, transformer, vqgan
+from evaluator_stubs import N, stubs, truth
+from tiny_networks import CONV, GRID, PATCH, SIZE, save, transformer, vqgan
 
 import sweep
 from config import load_config
 from evaluation import methods
-from evaluation.methods import Row
+from evaluation.methods import Method
 from evaluation.report import read_lines
 from maskgit.classical import paint
 from maskgit.data import GREY, to_float, to_pixels, write_image
 from maskgit.decoding import DecodingConfig
-from maskgit.inpainter import Codec, Inpainter
+from maskgit.inpainter import Codec, Inpainter, sample_seed
 from maskgit.masks import composite, make_holes
 from models.checkpoint import save_weights
 from utils import mix
 
-__all__ = ["no_handler_left_behind", "stubs"]  # fixtures
+__all__ = ["stubs"]  # fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yml"))
 ROWS = [
     {"name": "grey", "kind": "masked"},
     {"name": "Telea", "kind": "telea"},
-    {"name": "floor", "kind": "floor"},
+    {"name": "floor", "kind": "vq_reconstruction"},
     {"name": "ours", "kind": "inpainting"},
     {"name": "argmax", "kind": "inpainting", "decoding": {"total_iter": 1, "sampling_temperature": 0.0}},
 ]
@@ -59,7 +59,7 @@ def config(tmp_path, checkpoint, stubs) -> Path:
         write_image(tmp_path / "mask64" / f"mask_{index:03d}.png", np.where(hole[0], 0, 255).astype(np.uint8))
     values = {
         "data": {"truth": str(tmp_path / "truth"), "masks": {"walk": str(tmp_path / "mask64")}, "generated": ["box"]},
-        "judge": {"feature_weights": str(stubs), "lpips_weights": str(stubs)},
+        "evaluator": {"feature_weights": str(stubs), "lpips_weights": str(stubs)},
         "seeds": [0, 1],
         "rows": [row | ({"checkpoint": str(checkpoint)} if row["name"] in NETWORKS else {}) for row in ROWS],
     }  # fmt: skip
@@ -102,13 +102,13 @@ def rewrite(path: Path, **changes) -> None:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> methods.Result:
+def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> methods.Completion:
     images = truth() if images is None else images
     hole = make_holes("walk", len(images), SIZE) if hole is None else hole
-    return methods.fill(Row(name="x", **options), inpainter, images, hole, seed, workers)
+    return methods.complete(Method(name="x", **options), inpainter, images, hole, seed, workers)
 
 
-@pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "floor", "inpainting"])
+@pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "vq_reconstruction", "inpainting"])
 def test_every_row_keeps_known_pixels_and_fills_the_hole_without_having_seen_it(inpainter, kind):
     images, hole = truth(), make_holes("walk", N, SIZE)
     result, everywhere = filled(inpainter, kind=kind), hole.expand_as(images)
@@ -117,14 +117,14 @@ def test_every_row_keeps_known_pixels_and_fills_the_hole_without_having_seen_it(
     blind = torch.equal(
         filled(inpainter, kind=kind, images=other, hole=hole).images, torch.where(hole, result.images, other)
     )
-    assert blind is (kind != "floor")  # which decodes the true tokens
+    assert blind is (kind != "vq_reconstruction")  # which decodes the true tokens
     assert (result.images[everywhere] == GREY).all() == (kind == "masked")
-    assert (result.raw is None) is (kind not in ("floor", "inpainting"))
+    assert (result.raw is None) is (kind not in ("vq_reconstruction", "inpainting"))
 
 
 def test_the_floor_is_the_decoded_true_tokens(inpainter):
     images, hole = truth(), make_holes("box", N, SIZE)
-    result = filled(inpainter, kind="floor", hole=hole)
+    result = filled(inpainter, kind="vq_reconstruction", hole=hole)
     assert torch.equal(result.tokens, inpainter.vqgan.encode(to_float(images)))
     assert torch.equal(result.raw, inpainter.decode(result.tokens, images, hole))
     assert torch.equal(result.images, composite(result.raw, images, hole))
@@ -135,7 +135,7 @@ def test_an_inpainting_row_is_the_inpainter_with_seeds_mixed_from_seed_and_image
     options = {"total_iter": 2, "top_k": 5, "token_rule": "majority", "pre_fill": True}
     row = {"kind": "inpainting", "decoding": options, "margin": 1}
     result = filled(inpainter, 3, images=images, **row)
-    seeds = [mix(3, index, 0) for index in range(9)]
+    seeds = [mix(3, index) for index in range(9)]
     expected = inpainter(images.masked_fill(hole, GREY), hole, seed=seeds, steps=2, top_k=5, margin=1,
                          token_rule="majority", pre_fill=True)  # fmt: skip
     assert torch.equal(result.raw, expected.raw)
@@ -146,7 +146,7 @@ def test_an_inpainting_row_is_the_inpainter_with_seeds_mixed_from_seed_and_image
 
 def test_the_mean_of_completions_is_their_mean(inpainter):
     images, hole = truth(), make_holes("half", N, SIZE)
-    seeds = [[mix(0, index, completion) for index in range(N)] for completion in range(3)]
+    seeds = [[sample_seed(mix(0, index), number) for index in range(N)] for number in range(3)]
     each = torch.stack([inpainter(images.masked_fill(hole, GREY), hole, seed=own).raw.float() for own in seeds])
     result = filled(inpainter, kind="inpainting", hole=hole, mean_of=3)
     assert (each[0] != each[1]).any() and torch.equal(result.raw, each.mean(dim=0).round().byte())
@@ -155,9 +155,9 @@ def test_the_mean_of_completions_is_their_mean(inpainter):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"kind": "telea", "margin": 1}, "row x: kind telea takes no margin"),
-        ({"kind": "masked", "checkpoint": "a"}, "row x: kind masked takes no checkpoint"),
-        ({"kind": "floor", "decoding": {"top_k": 3}}, "row x: kind floor takes no decoding"),
+        ({"kind": "telea", "margin": 1}, "method x: kind telea takes no margin"),
+        ({"kind": "masked", "checkpoint": "a"}, "method x: kind masked takes no checkpoint"),
+        ({"kind": "vq_reconstruction", "decoding": {"top_k": 3}}, "method x: kind vq_reconstruction takes no decoding"),
         ({"kind": "magic"}, "'masked', 'telea'"),
         ({"kind": "inpainting", "decoding": {"total_itr": 3}}, "total_itr: unknown key, known are: total_iter"),
         ({"kind": "inpainting", "decoding": {"top_k": -3}}, "top_k: Input should be greater than or equal to 0, found"),
@@ -166,7 +166,7 @@ def test_the_mean_of_completions_is_their_mean(inpainter):
 )  # fmt: skip
 def test_a_wrong_row_is_named(options, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        Row(name="x", **options)
+        Method(name="x", **options)
 
 
 def test_a_row_may_take_another_vqgan_of_the_same_tokens(tmp_path):
@@ -176,17 +176,17 @@ def test_a_row_may_take_another_vqgan_of_the_same_tokens(tmp_path):
         parameter.data.mul_(1.5)
     save_weights(tmp_path / "other.safetensors", other, other.config, torch.float32)
     told = {}
-    for kind in ("floor", "inpainting"):
+    for kind in ("vq_reconstruction", "inpainting"):
         for vqgan_file in ("", str(tmp_path / "other.safetensors")):
-            row = Row(name="x", kind=kind, checkpoint=str(checkpoint), vqgan=vqgan_file)
+            row = Method(name="x", kind=kind, checkpoint=str(checkpoint), vqgan=vqgan_file)
             networks = row.open("cpu")
-            assert type(networks) is {"floor": Codec, "inpainting": Inpainter}[kind]
+            assert type(networks) is {"vq_reconstruction": Codec, "inpainting": Inpainter}[kind]
             decodes = torch.equal(networks.vqgan.decoder.last_layer, other.decoder.last_layer)
             assert decodes is bool(vqgan_file)
             told[kind, bool(vqgan_file)] = methods.settings_of(row, networks)
     assert all("vqgan" not in settings for settings in told.values())
-    assert told["floor", True]["weights"]["vqgan"] == told["inpainting", True]["weights"]["vqgan"]
-    assert told["floor", True]["weights"] != told["floor", False]["weights"]
+    assert told["vq_reconstruction", True]["weights"]["vqgan"] == told["inpainting", True]["weights"]["vqgan"]
+    assert told["vq_reconstruction", True]["weights"] != told["vq_reconstruction", False]["weights"]
 
 
 def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
@@ -198,7 +198,7 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
         codec = Codec(vqgan(encoder), "cpu")
         changed = codec.vqgan.encode(to_float(whole)) != codec.vqgan.encode(to_float(grey))
         column = changed.view(N, GRID, GRID).float().mean(dim=(0, 1)).tolist()
-        found = methods.leak(codec, codec.encode(images, torch.zeros_like(hole)), images, hole)
+        found = methods.leak(codec, codec.encode(images), images, hole)
         assert found["leak"] == pytest.approx(sum(column[1:]) / (GRID - 1))
         assert [found[f"leak {ring}"] for ring in range(1, GRID)] == pytest.approx(column[1:])
         assert set(found) == {"leak", *(f"leak {ring}" for ring in range(1, GRID))}
@@ -206,15 +206,15 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
 
 
 def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
-    row = Row(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
-    with pytest.raises(ValueError, match=r"row x: sweet_spot = 9 must be at most total_iter = 4"):
+    row = Method(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
+    with pytest.raises(ValueError, match=r"method x: sweet_spot = 9 must be at most total_iter = 4"):
         methods.decoding_of(row, inpainter)
 
 
 def test_settings_tell_weights_and_options_that_matter(inpainter, checkpoint):
-    classical = methods.settings_of(Row(name="x", kind="telea"), None)
-    floor = methods.settings_of(Row(name="x", kind="floor", checkpoint=str(checkpoint)), inpainter)
-    ours = methods.settings_of(Row(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
+    classical = methods.settings_of(Method(name="x", kind="telea"), None)
+    floor = methods.settings_of(Method(name="x", kind="vq_reconstruction", checkpoint=str(checkpoint)), inpainter)
+    ours = methods.settings_of(Method(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
     assert classical == {"kind": "telea"} and set(floor["weights"]) == {"vqgan"}
     assert ours["margin"] == 2 and ours["decoding"] == inpainter.decoding.model_dump()
     assert ours["weights"]["vqgan"] == floor["weights"]["vqgan"] and "checkpoint" not in ours
@@ -226,11 +226,11 @@ def test_settings_tell_weights_and_options_that_matter(inpainter, checkpoint):
 def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
     out = run()
     lines = read_lines(out / "rows.csv")
-    found = [(line.family, line.row, line.seed) for line in lines]
+    found = [(line.family, line.method, line.seed) for line in lines]
     each = [("grey", None), ("Telea", None), ("floor", None), ("ours", 0), ("ours", 1), ("argmax", None)]
     expected = [(family, *entry) for family in ("walk", "box") for entry in each]
     assert found == [*expected, ("whole", "floor", None)]
-    by = {(line.family, line.row, line.seed): line.figures for line in lines}
+    by = {(line.family, line.method, line.seed): line.figures for line in lines}
     both = {"fd_vgg16", "lpips", "psnr", "ssim", "l1", "seconds", "raw_fd_vgg16", "raw_lpips", "raw_ssim"}
     assert both <= set(by["box", "ours", 0]) and not {"raw_psnr", "kid"} & set(by["box", "ours", 0])
     assert both & set(by["box", "Telea", None]) == {name for name in both if not name.startswith("raw_")}
@@ -260,7 +260,7 @@ def test_a_sweep_writes_a_line_an_entry_tables_and_plots(run):
 
 def test_the_figures_do_not_depend_on_what_else_is_compared(run):
     alone = read_lines(run("--rows", "ours", "--data.masks", "{}", "--seeds", 1) / "rows.csv")
-    assert [(line.row, line.family, line.seed) for line in alone] == [("ours", "box", 1)]
+    assert [(line.method, line.family, line.seed) for line in alone] == [("ours", "box", 1)]
     everything = {line.key: line for line in read_lines(run() / "rows.csv")}
     assert len(everything) == 13 and everything[alone[0].key] == alone[0]  # which was not measured again
 
@@ -269,7 +269,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(run, monkeypatch):
     measure, seen = sweep.Sweep.measure, []
 
     def stopping(self, entry):
-        seen.append((entry.family, entry.row.name, entry.seed))
+        seen.append((entry.family, entry.method.name, entry.seed))
         if len(seen) == 5:
             raise KeyboardInterrupt
         return measure(self, entry)
@@ -339,9 +339,9 @@ def test_wrong_rows_masks_and_weights_are_named(refused, config, tmp_path, check
     rewrite(config, rows=[*ROWS[:1], {"name": "b", "kind": "masked", "knid": 3}])
     assert "rows.1.knid: unknown key, known are: name, kind, checkpoint" in refused()
     rewrite(config, rows=[*ROWS[:1], *ROWS[:1]])
-    assert "two rows are called grey" in refused()
+    assert "two methods are called grey" in refused()
     rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": "nowhere"}])
-    assert "nowhere: expected a folder with vqgan.safetensors" in refused()
+    assert "no method is left to measure" in refused()
     rewrite(config, rows=ROWS[:1])
     for index in range(N):
         write_image(tmp_path / "full" / f"mask_{index}.png", np.full((SIZE, SIZE), 255 * (index == 2), np.uint8))
@@ -354,7 +354,39 @@ def test_wrong_rows_masks_and_weights_are_named(refused, config, tmp_path, check
         write_image(tmp_path / "large" / f"image_{index}.png", np.zeros((32, 32, 3), np.uint8))
     rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": str(checkpoint)}])
     told = refused("--data.truth", tmp_path / "large", "--data.masks", "{}")
-    assert f"large: 32x32 pixels, but row ours takes {SIZE}x{SIZE}" in told
+    assert f"large: 32x32 pixels, but method ours takes {SIZE}x{SIZE}" in told
+
+
+def keys(config, device="cpu", precision="auto", **changes) -> dict[str, str]:
+    found = sweep.Sweep(load_config(config, changes, sweep.SweepConfig), device, 0, precision).entries()
+    return {f"{entry.method.name} {entry.family} {entry.seed}": entry.key for entry in found}
+
+
+def test_float32_and_bfloat16_are_measured_apart_where_networks_are_at_work(config):
+    one, other = keys(config, precision="float32"), keys(config, precision="bfloat16")
+    assert keys(config) in (one, other)  # auto is what it means here
+    same = {name for name in one if one[name] == other[name]}
+    assert same == {f"{name} {family} None" for name in ("grey", "Telea") for family in ("walk", "box")}
+
+
+def test_methods_without_weights_are_skipped_with_what_makes_them(run, config, capsys):
+    absent = {"name": "post", "kind": "inpainting", "checkpoint": "nowhere", "made_by": "python train.py --x"}
+    rewrite(config, rows=[*ROWS[:1], absent])
+    lines = read_lines(run() / "rows.csv")
+    assert {line.method for line in lines} == {"grey"}
+    told = "skipped: post: no nowhere/vqgan.safetensors; python train.py --x makes it"
+    assert told in capsys.readouterr().out
+
+
+def test_old_names_of_sections_and_kinds_are_read(config):
+    before = keys(config)
+    values = yaml.safe_load(config.read_text())
+    values["judge"] = values.pop("evaluator")
+    values["rows"][2]["kind"] = "floor"
+    config.write_text(yaml.safe_dump(values))
+    assert keys(config) == before
+    flags = {"evaluator.feature_weights": "mine"}
+    assert load_config(config, flags, sweep.SweepConfig).evaluator.feature_weights == "mine"
 
 
 # --- the shipped configs ----------------------------------------------------------------------------------------------
@@ -377,7 +409,9 @@ def test_every_shipped_sweep_loads_and_opens_with_a_comment_on_itself(path):
 def test_the_main_sweep_has_every_row_of_the_protocol():
     config = load_config(ROOT / "configs" / "sweeps" / "main.yml", root=sweep.SweepConfig)
     kinds = [row.kind for row in config.rows]
-    assert {"masked", "telea", "navier_stokes", "biharmonic", "floor"} <= set(kinds) and kinds.count("inpainting") == 8
+    assert {"masked", "telea", "navier_stokes", "biharmonic", "vq_reconstruction"} <= set(kinds) and kinds.count(
+        "inpainting"
+    ) == 8
     assert config.seeds == (0, 1, 2, 3, 4) and config.data.hole_seed == 1 and config.data.n == 0
     assert {*config.data.masks, *config.data.generated} == {"walk", "thick", "box", "half"}
     assert any(row.decoding == {"total_iter": 1} for row in config.rows)
@@ -389,7 +423,7 @@ def test_a_conv_encoder_sees_the_pre_filled_hole():
     inpainter = Inpainter(vqgan(CONV), transformer(), DecodingConfig(total_iter=2, sweet_spot=2), "cpu")
     hole = make_holes("box", N, SIZE)
     known = ~inpainter.hide(hole)
-    grey, painted = (inpainter.encode(truth(), hole, pre_fill) for pre_fill in (False, True))
+    grey, painted = (inpainter.encode(paint(truth(), hole, pre_fill)) for pre_fill in (False, True))
     assert known.shape == (N, GRID**2) and (grey != painted)[known].any()
 
 
@@ -397,6 +431,7 @@ def test_report_measures_nothing(run, monkeypatch):
     out = run("--seeds", 0)
     (out / "results.md").unlink()
     monkeypatch.setattr(sweep.Sweep, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sweep, "Sweep", lambda *_: pytest.fail("images, weights or networks were looked for"))
     run("--report")  # seed 1 is not there
     assert "decoding seeds: ours: 0\n" in (out / "results.md").read_text()
 

@@ -1,15 +1,15 @@
-"""utils.py: seeds, devices, precision, grids; and that the tests themselves stay off the network."""
+"""utils.py: seeds, devices, precision; and that the tests themselves stay off the network."""
 
 import logging
 import socket
 
+import numpy as np
 import pytest
 import torch
 
 from utils import (
     autocast,
     first_on_machine,
-    grid,
     has_bfloat16,
     join_processes,
     log,
@@ -26,6 +26,14 @@ def test_mix_is_a_function_of_all_its_numbers_and_their_order():
     seeds = {mix(a, b, c) for a in range(6) for b in range(6) for c in range(6)}
     assert len(seeds) == 6**3 and mix(1, 2, 3) == mix(1, 2, 3)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_mix_tells_zeros_at_the_end_apart_and_keeps_every_other_seed():
+    zeros = [mix(3, 4), mix(3, 4, 0), mix(3, 4, 0, 0), mix(3), mix(3, 0), mix(0), mix(0, 0)]
+    assert len(set(zeros)) == len(zeros)
+    for numbers in ((3, 4), (7, 0, 2), (1,)):
+        before = np.random.SeedSequence(numbers).generate_state(1, np.uint64).item() >> 1
+        assert mix(*numbers) == before  # recorded results stay what they are
 
 
 def test_mix_spreads_neighbouring_steps_over_the_bits_that_torch_keeps():
@@ -129,25 +137,17 @@ def test_autocast_follows_the_setting_and_auto_follows_the_machine(monkeypatch, 
     assert (x @ x).dtype == torch.float32
 
 
+def test_float32_inside_a_context_of_bfloat16_is_float32():
+    x = torch.ones(2, 2)
+    with autocast(CPU, "bfloat16"):
+        with autocast(CPU, "float32"):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+
+
 def test_auto_on_a_cpu_without_avx512_is_float32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert has_bfloat16(CPU) is False
-
-
-def test_a_grid_lays_images_out_row_by_row_with_white_between():
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 6)
-    sheet = grid(images, columns=3, gap=2)
-    assert sheet.dtype == torch.uint8 and sheet.shape == (3, 2 * 4 + 2, 3 * 6 + 2 * 2)
-    for index, (top, left) in enumerate([(0, 0), (0, 8), (0, 16), (6, 0), (6, 8)]):
-        assert (sheet[:, top : top + 4, left : left + 6] == index).all()
-    assert (sheet[:, 4:6] == 255).all() and (sheet[:, :, 6:8] == 255).all()
-    assert (sheet[:, 6:, 16:] == 255).all()  # the empty place
-    assert int((sheet != 255).sum()) == 5 * 3 * 4 * 6
-
-
-def test_a_grid_of_one_image_is_that_image():
-    image = torch.randint(0, 255, (1, 3, 5, 7), dtype=torch.uint8)
-    assert torch.equal(grid(image, columns=1)[None], image)
 
 
 def test_logging_writes_plain_lines_to_standard_output(capsys):

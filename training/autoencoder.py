@@ -1,6 +1,7 @@
 """Stage 1: what a step of training a VQGAN does, and of finetuning its decoder beside known pixels."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,17 +10,25 @@ from torch import Tensor, nn
 from config import Config
 from evaluation.metrics import code_usage, hole_psnr, psnr
 from maskgit.classical import paint
-from maskgit.data import Maps, to_float, to_uint8
+from maskgit.data import to_float, to_uint8
+from maskgit.dataset import Maps
 from maskgit.decoding import fill
 from maskgit.hiding import HoleMixture
 from maskgit.masks import composite, make_holes, to_hidden
-from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from maskgit.visualize import sheet_of
+from models.discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    layer_gradients,
+)
 from models.distributed import summed
 from models.perceptual import Perceptual
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training.run import apply_gradients, cut, parallel, pieces_of, staged, start_from
-from utils import autocast, grid, memory_format, mix
+from training.run import VAL_SEED, apply_gradients, micro_batches, parallel, shard, staged, start_from
+from utils import autocast, memory_format, mix
 
 NEAR = 32  # the codes that token noise draws from
 
@@ -37,8 +46,8 @@ def random_crops(
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """What a step needs of some images; all but these in stage 1b alone."""
+class MicroBatch:
+    """What a step needs of some images; all but these in decoder finetuning alone."""
 
     images: Tensor  # (b, 3, H, W) uint8
     hole: Tensor | None = None  # (b, 1, H, W) bool
@@ -47,11 +56,12 @@ class Piece:
     seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
 
 
-class Stage1:
+class VQGANTrainer:
     """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
 
-    With `holes` (stage 1b) encoder and codebook are frozen, so the tokens stay what they are; the decoder sees the
-    known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the composite.
+    With `holes` (decoder finetuning) encoder and codebook are frozen, so the tokens stay what they are; the decoder
+    sees the known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the
+    composite.
     """
 
     def __init__(self, config: Config, device: torch.device, train: Maps, val: Tensor):
@@ -75,7 +85,7 @@ class Stage1:
             made, taken = (config.transformer.tokens, self.codes), self.transformer.config
             if made != (taken.tokens, taken.codes):
                 raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
-        self.val = self._val_pieces(val[: self.settings.validate_on or None])
+        self.val = self._val_batches(val[: self.settings.validate_on or None])
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas
@@ -92,13 +102,13 @@ class Stage1:
             self.modules["discriminator"] = self.discriminator
         self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
 
-    def _val_pieces(self, images: Tensor) -> list[Piece]:
-        """In stage 1b with thick holes, their tokens guessed where there is a transformer."""
+    def _val_batches(self, images: Tensor) -> list[MicroBatch]:
+        """In decoder finetuning with thick holes, their tokens guessed where there is a transformer."""
         if not self.holes:
-            return [Piece(part) for part in images.split(64)]
-        hole = make_holes("thick", len(images), images.shape[-1], seed=1)
+            return [MicroBatch(part) for part in images.split(64)]
+        hole = make_holes("thick", len(images), images.shape[-1], VAL_SEED)
         parts = zip(*(x.split(64) for x in (images, hole, paint(images, hole, self.decoding.pre_fill))), strict=True)
-        return [Piece(*part, seeds=torch.arange(len(part[0])) if self.transformer else None) for part in parts]
+        return [MicroBatch(*part, seeds=torch.arange(len(part[0])) if self.transformer else None) for part in parts]
 
     def images(self, source: Tensor) -> Tensor:
         """uint8 -> float in [0, 1] on the device."""
@@ -118,8 +128,8 @@ class Stage1:
             loss = loss + self.settings.perceptual.weight * parts["lpips"]
         return loss, parts
 
-    def fetch(self, step: int, indices: Tensor) -> list[Piece]:
-        """The pieces of a step's batch: this process's share of the images `indices`, half of them mirrored."""
+    def fetch(self, step: int, indices: Tensor) -> list[MicroBatch]:
+        """The micro-batches of a step: this process's share of the images `indices`, half of them mirrored."""
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
         size = self.model.config.image_size
         windows = self.train.draw(indices, size, generator)
@@ -127,40 +137,40 @@ class Stage1:
         count = self.settings.accumulate
         holes, swaps, seeds = ([None] * count for _ in range(3))
         if self.holes:
-            holes = cut(self.holes(len(indices), generator), count)
+            holes = shard(self.holes(len(indices), generator), count)
             shape = (len(indices), self.model.config.grid**2)
             shares = self.settings.token_noise * torch.rand(len(indices), 1, generator=generator)
             swapped = torch.rand(shape, generator=generator) < shares
             choices = torch.randint(self.near.shape[1], shape, generator=generator)
-            swaps = cut(choices.masked_fill(~swapped, -1), count)
+            swaps = shard(choices.masked_fill(~swapped, -1), count)
         if self.transformer:
             guessed = torch.rand(len(indices), generator=generator) < self.settings.guesses.share
             drawn = torch.randint(2**31, (len(indices),), generator=generator)
-            seeds = cut(drawn.masked_fill(~guessed, -1), count)
-        pieces = []
+            seeds = shard(drawn.masked_fill(~guessed, -1), count)
+        batch = []
         for rows, flips, hole, *rest in zip(
-            cut(windows, count), cut(mirrored, count), holes, swaps, seeds, strict=True
+            shard(windows, count), shard(mirrored, count), holes, swaps, seeds, strict=True
         ):
             images = self.train.read(rows, size)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
             painted = None if hole is None else paint(images, hole, self.decoding.pre_fill)
             parts = (images, hole, painted, *rest)
-            pieces.append(Piece(*(x if x is None else staged(x, self.device) for x in parts)))
-        return pieces
+            batch.append(MicroBatch(*(x if x is None else staged(x, self.device) for x in parts)))
+        return batch
 
-    def decoded(self, network: nn.Module, piece: Piece) -> tuple[Tensor, ...]:
+    def decoded(self, network: nn.Module, part: MicroBatch) -> tuple[Tensor, ...]:
         """The images in [0, 1], the decoder's output and what is shown of it (b, 3, H, W), tokens (b, n), codebook
         loss ().
 
-        In stage 1b hidden tokens are those of the images, or swapped, or guessed; known ones those of what is painted.
+        With holes, hidden tokens are those of the images, or swapped, or guessed; known ones those of what is painted.
         """
-        images = self.images(piece.images)
-        if piece.hole is None:
+        images = self.images(part.images)
+        if part.hole is None:
             output, tokens, loss = network(images)
             return images, output.float(), output.float(), tokens, loss
-        painted = self.images(piece.painted)
+        painted = self.images(part.painted)
         hole, swaps, seeds = (
-            x if x is None else x.to(self.device, non_blocking=True) for x in (piece.hole, piece.swaps, piece.seeds)
+            x if x is None else x.to(self.device, non_blocking=True) for x in (part.hole, part.swaps, part.seeds)
         )
         hidden = to_hidden(hole, self.model.config.grid, rule=self.decoding.token_rule)
         with torch.no_grad(), autocast(self.device, "float32"):
@@ -176,30 +186,56 @@ class Stage1:
         output, tokens, loss = network(painted, hole, tokens)
         return images, output.float(), composite(output.float(), images, hole), tokens, loss
 
-    def update(self, step: int, pieces: list[Piece]) -> dict[str, Tensor]:
-        """One step of both optimizers on what `fetch` made."""
+    def losses(
+        self, network: nn.Module, part: MicroBatch, crops: torch.Generator, adversarial: bool
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Losses of a micro-batch (rec: all of the reconstruction, weighted), images, what is shown of the output
+        (b, 3, H, W), tokens (b, n)."""
+        with autocast(self.device, self.settings.precision):
+            images, output, shown, tokens, codebook = self.decoded(network, part)
+            rec, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
+            losses |= {"rec": rec, "codebook": codebook}
+            if adversarial:
+                losses["gan"] = generator_loss(self.discriminator(shown).float())
+        return losses, images, shown, tokens
+
+    def update(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
+        """One step of both optimizers on what `fetch` made; its losses are the means over the whole batch."""
         adversarial = self.discriminator is not None and step >= self.gan_start
-        total, outputs, losses = torch.zeros((), device=self.device), [], {}
-        crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))  # the same in every process
-        for piece in pieces_of(self.network, pieces):
-            with autocast(self.device, self.settings.precision):
-                images, output, shown, tokens, codebook = self.decoded(self.network, piece)
-                loss, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
-                if adversarial:
-                    fooled = generator_loss(self.discriminator(shown).float())
-                    losses["gan"] = fooled
-                    weight = adaptive_weight(loss, fooled, self.model.decoder.last_layer)
-                    loss = loss + self.settings.adversarial.weight * weight * fooled
-            loss = (loss + codebook) / len(pieces)
-            loss.backward()
-            total += loss.detach()
+        means, outputs, uses = {}, [], torch.zeros(self.codes, device=self.device)
+        crops = partial(torch.Generator().manual_seed, mix(self.settings.seed, 4, step))  # the same in every process
+        weight = self._adaptive_weight(batch, crops()) if adversarial and len(batch) > 1 else None
+        places = crops()
+        for part in micro_batches(self.network, batch):
+            losses, images, shown, tokens = self.losses(self.network, part, places, adversarial)
+            loss = losses["rec"]
+            if adversarial:
+                last = self.model.decoder.last_layer
+                if len(batch) == 1:
+                    weight = adaptive_weight(layer_gradients(loss, losses["gan"], last))
+                loss = loss + self.settings.adversarial.weight * weight * losses["gan"]
+            losses["loss"] = loss + losses["codebook"]
+            (losses["loss"] / len(batch)).backward()
+            for key, value in losses.items():
+                means[key] = means.get(key, 0.0) + value.detach() / len(batch)
             outputs.append((images, shown.detach()))
-        apply_gradients(total, self.optimizer, self.parameters, self.settings.clip)
-        uses = summed(torch.zeros(self.codes, device=self.device).index_fill_(0, tokens.flatten(), 1.0))
-        losses |= {"loss": total, "codebook": codebook, "code_usage": (uses > 0).float().mean()}
+            uses.index_fill_(0, tokens.flatten(), 1.0)
+        apply_gradients(means["loss"], self.optimizer, self.parameters, self.settings.clip)
+        self.model.codebook.update()
+        means["code_usage"] = (summed(uses) > 0).float().mean()
         if adversarial:
-            losses["discriminator"] = self._update_discriminator(outputs)
-        return {key: value.detach() for key, value in losses.items()}
+            means["discriminator"] = self._update_discriminator(outputs)
+        return {key: value for key, value in means.items() if key != "rec"}
+
+    def _adaptive_weight(self, batch: list[MicroBatch], crops: torch.Generator) -> Tensor:
+        """The GAN's weight for several micro-batches: a pass of its own, since their gradients add up first."""
+        total, last = 0.0, self.model.decoder.last_layer
+        self.model.eval()  # the codebook is to see the vectors once
+        for part in batch:
+            losses, *_ = self.losses(self.model, part, crops, adversarial=True)
+            total = total + layer_gradients(losses["rec"], losses["gan"], last) / len(batch)
+        self.model.train()
+        return adaptive_weight(total)
 
     @property
     def codes(self) -> int:
@@ -208,7 +244,7 @@ class Stage1:
     def _update_discriminator(self, outputs: list[tuple[Tensor, Tensor]]) -> Tensor:
         optimizer, total = self.optimizers["discriminator"], torch.zeros((), device=self.device)
         optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients there
-        for images, output in pieces_of(self.critic, outputs):
+        for images, output in micro_batches(self.critic, outputs):
             with autocast(self.device, self.settings.precision):
                 logits = self.critic(torch.cat((images, output))).float()
             loss = discriminator_loss(*logits.chunk(2)) / len(outputs)
@@ -218,23 +254,23 @@ class Stage1:
         return total
 
     def validate(self, model: nn.Module) -> dict:
-        """Mean loss, PSNR in dB (in stage 1b: in the hole), LPIPS and the share of codes used; a few pictures."""
+        """Mean loss, PSNR in dB (with holes: in them), LPIPS and the share of codes used; a few pictures."""
         sums, tokens, pictures = {}, [], []
-        for piece in self.val:
+        for part in self.val:
             with autocast(self.device, self.settings.precision):
-                images, output, shown, ids, _ = self.decoded(model, piece)
+                images, output, shown, ids, _ = self.decoded(model, part)
                 loss, parts = self.reconstruction_loss(output.clamp(0, 1), shown.clamp(0, 1), images, crop=0)
             shown = shown.clamp(0, 1)
-            hole = None if piece.hole is None else piece.hole.to(self.device)
+            hole = None if part.hole is None else part.hole.to(self.device)
             quality = psnr(shown, images) if hole is None else hole_psnr(shown, images, hole)
             parts |= {"score": loss, "psnr": quality.mean()}
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + float(value) * len(images)
             tokens.append(ids.cpu())
             if not pictures:
-                given = [] if hole is None else [piece.painted[:8]]
-                pictures = [piece.images[:8], *given, to_uint8(shown[:8]).cpu()]
-        count = sum(len(piece.images) for piece in self.val)
+                given = [] if hole is None else [part.painted[:8]]
+                pictures = [part.images[:8], *given, to_uint8(shown[:8]).cpu()]
+        count = sum(len(part.images) for part in self.val)
         figures = {key: value / count for key, value in sums.items()}
         figures["code_usage"] = code_usage(torch.cat(tokens), self.codes)
-        return figures | {"pictures": grid(torch.cat(pictures), columns=len(pictures[0]))}
+        return figures | {"pictures": sheet_of(torch.cat(pictures), columns=len(pictures[0]))}

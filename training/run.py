@@ -10,6 +10,7 @@ import contextlib
 import math
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,15 +19,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
-from maskgit.data import ImageDataset, Store
+from maskgit.dataset import ImageDataset, Store
 from models.checkpoint import load_tensors, read_weights, replace_file, save_weights
 from models.distributed import mean, rank, world
 from utils import first_on_machine, log, mix, profile
+
+VAL_SEED = 2**31  # of the holes to validate on, which no training draws from
 
 
 class NotFiniteError(FloatingPointError):
@@ -73,11 +77,12 @@ def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageDataset
     return train, val
 
 
-def learning_rate(settings: TrainingConfig, per_epoch: int, step: int) -> float:
-    """The factor on the learning rate at `step`: a linear warm-up times gamma for every milestone passed."""
-    passed = sum(step >= round(epoch * per_epoch) for epoch in settings.milestones)
+def lr_schedule(optimizer: torch.optim.Optimizer, settings: TrainingConfig, per_epoch: int) -> LRScheduler:
+    """A linear warm-up and MultiStepLR, multiplied; `per_epoch` steps an epoch."""
     warmup = max(1, round(settings.warmup * per_epoch))
-    return min(1.0, (step + 1) / warmup) * settings.gamma**passed
+    milestones = [round(epoch * per_epoch) for epoch in settings.milestones]
+    linear = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
+    return ChainedScheduler([linear, MultiStepLR(optimizer, milestones, settings.gamma)])
 
 
 def apply_gradients(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float) -> None:
@@ -109,17 +114,17 @@ def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
     return DistributedDataParallel(network, broadcast_buffers=False) if world() > 1 else network
 
 
-def pieces_of(network: nn.Module, batch: list) -> Iterator:
-    """The pieces of a batch; the processes exchange the gradients of `network` after the last one only."""
-    for number, piece in enumerate(batch, start=1):
+def micro_batches(network: nn.Module, batch: list) -> Iterator:
+    """The micro-batches of a step; the processes exchange the gradients of `network` after the last one only."""
+    for number, part in enumerate(batch, start=1):
         waits = isinstance(network, DistributedDataParallel) and number < len(batch)
         with network.no_sync() if waits else contextlib.nullcontext():
-            yield piece
+            yield part
 
 
-def cut(whole: Tensor, pieces: int) -> list[Tensor]:
-    """This process's rows of each of the `pieces` of a batch."""
-    return [piece.chunk(world())[rank()] for piece in whole.chunk(pieces)]
+def shard(whole: Tensor, count: int) -> list[Tensor]:
+    """This process's rows of each of the `count` micro-batches of a batch."""
+    return [part.chunk(world())[rank()] for part in whole.chunk(count)]
 
 
 def staged(tensor: Tensor, device: torch.device) -> Tensor:
@@ -178,6 +183,7 @@ class Run:
             for key, opt in optimizers.items()
         }
         self.notes = notes or {}  # further metadata of the weights file
+        self._schedule()
         self.step, self.best = 0, math.inf
         self.order = (-1, torch.empty(0))  # an epoch and its permutation
 
@@ -220,8 +226,27 @@ class Run:
                 thing.load_state_dict(state[key])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{self.checkpoint}: does not fit this config: {error}") from error
+        self._schedule()
         self.step, self.best = state["step"], state["best"]
         log.info(f"resumed {self.checkpoint} at step {self.step} of {self.steps}")
+
+    def _schedule(self) -> None:
+        """Learning rates as the config says, whatever a checkpoint holds, at step 0."""
+        for key, optimizer in self.optimizers.items():
+            for group, options in zip(optimizer.param_groups, self.options[key], strict=True):
+                group["lr"] = options["lr"]
+                group.pop("initial_lr", None)
+        self.schedules = [lr_schedule(x, self.settings, self.per_epoch) for x in self.optimizers.values()]
+        self.scheduled = 0
+
+    def _set_rates(self) -> None:
+        """Learning rates of the step to come: the same after a resume, since they go through all steps before."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch expects a step of the optimizer before each
+            while self.scheduled < self.step:
+                for schedule in self.schedules:
+                    schedule.step()
+                self.scheduled += 1
 
     def indices(self, step: int) -> Tensor:
         """The examples of a step: a slice of the epoch's permutation."""
@@ -292,10 +317,7 @@ class Run:
     def _train(self, update: Callable[[int, object], dict[str, Tensor]], batch) -> dict[str, Tensor]:
         torch.manual_seed(mix(self.settings.seed, 2, self.step, rank()))  # dropout
         self.model.train()
-        factor = learning_rate(self.settings, self.per_epoch, self.step)
-        for key, optimizer in self.optimizers.items():
-            for group, options in zip(optimizer.param_groups, self.options[key], strict=True):
-                group["lr"] = options["lr"] * factor
+        self._set_rates()
         try:
             losses = update(self.step, batch)
         except NotFiniteError as error:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
-from maskgit.data import GREY, ImageDataset, Maps, Store, to_float
+from maskgit.classical import paint
+from maskgit.data import GREY, to_float
+from maskgit.dataset import ImageDataset, Maps, Store
 from maskgit.hiding import HidingPolicy
 from maskgit.inpainter import Inpainter
 from maskgit.masks import FAMILIES, make_holes, to_hidden
+from maskgit.visualize import sheet_of
 from models.checkpoint import save_weights
 from models.distributed import rank, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training.run import apply_gradients, cut, parallel, pieces_of, staged, start_from
-from utils import autocast, first_on_machine, grid, mix
+from training.run import VAL_SEED, apply_gradients, micro_batches, parallel, shard, staged, start_from
+from utils import autocast, first_on_machine, mix
 
 PREVIEWS, PREVIEWED = 8, ("walk", "thick", "box", "half")  # images, and the families of their holes
 
@@ -65,18 +69,22 @@ def load_tokens(vqgan: VQGAN, images: ImageDataset, key: str, device: torch.devi
         return Maps(store.keep(f"{images.name}_tokens", key, shape, chunks, dtype), sizes, channels=1)
 
 
-class Stage2:
+class TransformerTrainer:
     """Loss and validation of a transformer on cached token maps.
 
-    `train` has those of the mirrored pictures behind the others; `val` (N, n) are the tokens that are validated on,
-    `images` (m, 3, H, W) uint8 the pictures of the first of them.
+    `train` has those of the mirrored pictures behind the others; `val` (N, n) are the tokens of `images` (N, 3, H, W)
+    uint8, which are validated on. Training and validation hide as inference does: by `decoding.token_rule`. Validation
+    also shows what inference shows: the tokens of known cells are those of the picture whose hole is painted.
     """
 
     def __init__(self, config: Config, device: torch.device, vqgan: VQGAN, train: Maps, val: Tensor, images: Tensor):
         self.settings, self.device, self.vqgan, self.train = config.transformer_training, device, vqgan, train
-        self.val, self.images = val[: self.settings.validate_on or None], images[:PREVIEWS]
-        settings, size, side, self.decoding = self.settings, vqgan.config.image_size, vqgan.config.grid, config.decoding
-        self.side, self.views = side, 1 + config.data.flip
+        count = self.settings.validate_on or len(val)
+        self.val, self.images, self.previews = val[:count], images[:count], images[:PREVIEWS]
+        settings, size, self.side, self.decoding = (
+            self.settings, vqgan.config.image_size, vqgan.config.grid, config.decoding,
+        )  # fmt: skip
+        self.views = 1 + config.data.flip
         self.model = Transformer(config.transformer).to(device)
         if settings.init:
             start_from(self.model, settings.init)
@@ -85,44 +93,65 @@ class Stage2:
             self.model.init_from_codes(vqgan.codebook.vectors(), generator)
         self.network = parallel(self.model, settings.compile)
         self.optimizer = torch.optim.Adam(self.model.parameters(), settings.learning_rate, settings.betas, fused=True)
-        self.hide = HidingPolicy(settings.hiding, side, size, settings.bernoulli, seed=settings.seed)
-        self.holes = {family: to_hidden(make_holes(family, len(self.val), size), side) for family in FAMILIES}
+        policy = partial(
+            HidingPolicy, settings.hiding, self.side, size, settings.bernoulli, rule=config.decoding.token_rule
+        )
+        self.hide, self.hide_val = policy(seed=settings.seed), policy(bank=256, seed=VAL_SEED)
+        self.shown = {family: self._shown(family) for family in FAMILIES}
+
+    @torch.no_grad()
+    def _shown(self, family: str) -> tuple[Tensor, Tensor]:
+        """What inference is shown of the validation images under a family of holes: tokens and hidden, (N, n) each."""
+        hole = make_holes(family, len(self.images), self.images.shape[-1], VAL_SEED)
+        painted = Maps.of(paint(self.images, hole, self.decoding.pre_fill))
+        tokens = torch.from_numpy(np.concatenate(list(encode(self.vqgan, painted, self.device))))
+        return tokens.view(self.val.shape), to_hidden(hole, self.side, rule=self.decoding.token_rule)
 
     def counted(self, hidden: Tensor) -> Tensor:
         """The tokens (b, n) whose cross-entropy is the loss: the hidden ones, or all where `loss_on` says so."""
         return hidden if self.settings.loss_on == "hidden" else torch.ones_like(hidden)
 
     def cross_entropy(
-        self, model: nn.Module, tokens: Tensor, hidden: Tensor, counted: Tensor, smoothing: float = 0.0
+        self,
+        model: nn.Module,
+        tokens: Tensor,
+        hidden: Tensor,
+        counted: Tensor,
+        smoothing: float = 0.0,
+        shown: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy in nats over the tokens `counted`; all are (b, n)."""
+        """Mean cross-entropy in nats over the tokens `counted`; all are (b, n).
+
+        `shown`: the tokens that the model sees where they are not hidden; None: the true ones.
+        """
         tokens, hidden, counted = (x.to(self.device, non_blocking=True) for x in (tokens, hidden, counted))
         tokens = tokens.long()
+        seen = tokens if shown is None else shown.to(self.device).long()
         with autocast(self.device, self.settings.precision):
-            logits = model(tokens.masked_fill(hidden, self.model.mask_id), select=counted)  # (s, k)
+            logits = model(seen.masked_fill(hidden, self.model.mask_id), select=counted)  # (s, k)
         return F.cross_entropy(logits.float(), tokens[counted], label_smoothing=smoothing)
 
     def fetch(self, step: int, indices: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """The pieces of a step's batch: this process's tokens of the images `indices`, mirrored or not, hidden, share.
+        """The micro-batches of a step: this process's tokens of the images `indices`, mirrored or not, hidden, share.
 
-        share x the piece's mean over its tokens that count, averaged over the processes, is its part of the mean over
-        all that count in the batch: pieces hide unequal numbers.
+        share x the mean over its tokens that count, averaged over the processes, is its part of the mean over
+        all that count in the batch: micro-batches hide unequal numbers.
         """
         generator = torch.Generator().manual_seed(mix(self.settings.seed, 3, step))
         hidden = self.hide(len(indices), generator)
         mirrored = torch.randint(self.views, indices.shape, generator=generator)
         windows = self.train.draw(indices + mirrored * (len(self.train) // self.views), self.side, generator)
-        count, pieces = self.counted(hidden).sum(), []
-        for rows, mine in zip(*(cut(x, self.settings.accumulate) for x in (windows, hidden)), strict=True):
+        count, batch = self.counted(hidden).sum(), []
+        for rows, mine in zip(*(shard(x, self.settings.accumulate) for x in (windows, hidden)), strict=True):
             share = float(self.counted(mine).sum() / count) * world()
             tokens = self.train.read(rows, self.side).flatten(1)
-            pieces.append((staged(tokens, self.device), staged(mine, self.device), share))
-        return pieces
+            batch.append((staged(tokens, self.device), staged(mine, self.device), share))
+        return batch
 
-    def update(self, step: int, pieces: list[tuple[Tensor, Tensor, float]]) -> dict[str, Tensor]:
+    def update(self, step: int, batch: list[tuple[Tensor, Tensor, float]]) -> dict[str, Tensor]:
         """One step of the optimizer on what `fetch` made."""
         total = torch.zeros((), device=self.device)
-        for tokens, hidden, share in pieces_of(self.network, pieces):
+        for tokens, hidden, share in micro_batches(self.network, batch):
             smoothing = self.settings.label_smoothing
             loss = self.cross_entropy(self.network, tokens, hidden, self.counted(hidden), smoothing) * share
             loss.backward()
@@ -131,17 +160,23 @@ class Stage2:
         return {"loss": total}
 
     def validate(self, model: nn.Module) -> dict:
-        """Cross-entropy of what the training counts, hidden by its policy (`score`), and of what the holes of each
-        family hide; filled pictures."""
-        hidden = self.hide(len(self.val), torch.Generator().manual_seed(self.settings.seed))
-        figures = {"score": self._mean_loss(model, hidden, self.counted(hidden))}
-        figures |= {family: self._mean_loss(model, hidden, hidden) for family, hidden in self.holes.items()}
+        """Cross-entropy of what the training counts, hidden by its policy (`score`), and by family of holes that of the
+        hidden tokens, beside what inference shows; filled pictures."""
+        hidden = self.hide_val(len(self.val), torch.Generator().manual_seed(VAL_SEED))
+        figures = {"score": self._mean_loss(model, hidden, self.counted(hidden), self.val)}
+        figures |= {
+            family: self._mean_loss(model, hidden, hidden, shown)
+            for family, (shown, hidden) in self.shown.items()
+            if hidden.any()
+        }
         return figures | {"pictures": self._preview(model)}
 
-    def _mean_loss(self, model: nn.Module, hidden: Tensor, counted: Tensor) -> float:
-        pieces = list(zip(*(x.split(64) for x in (self.val, hidden, counted)), strict=True))
-        sums = [float(self.cross_entropy(model, *piece)) * int(piece[2].sum()) for piece in pieces]
-        return sum(sums) / int(counted.sum())
+    def _mean_loss(self, model: nn.Module, hidden: Tensor, counted: Tensor, shown: Tensor) -> float:
+        total = 0.0
+        for tokens, *masks, seen in zip(*(x.split(64) for x in (self.val, hidden, counted, shown)), strict=True):
+            if count := int(masks[1].sum()):
+                total += float(self.cross_entropy(model, tokens, *masks, shown=seen)) * count
+        return total / int(counted.sum())
 
     def _preview(self, model: nn.Module) -> Tensor:
         """Some validation images; below, for some families, their holes and how they are filled.
@@ -150,11 +185,12 @@ class Stage2:
         """
         frozen = copy.deepcopy(model)  # an Inpainter freezes what it is given
         inpainter = Inpainter(self.vqgan, frozen, self.decoding, self.device, self.settings.precision)
-        images, rows = self.images, [self.images]
+        images = self.previews
+        rows = [images]
         for family in PREVIEWED:
             hole = make_holes(family, len(images), images.shape[-1])
-            rows += [images.masked_fill(hole, GREY), inpainter(images, hole).images]
-        return grid(torch.cat(rows), columns=len(images))
+            rows += [images.masked_fill(hole, GREY), inpainter.complete(images, hole, range(len(images))).images]
+        return sheet_of(torch.cat(rows), columns=len(images))
 
 
 def same_weights(one: VQGAN, other: VQGAN) -> bool:

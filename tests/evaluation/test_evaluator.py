@@ -1,54 +1,19 @@
-"""judge.py with stub networks: what the figures of a set of images are."""
+"""evaluator.py with stub networks: what the figures of a set of images are."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from evaluator_stubs import SIZE, N, stubs, truth
 
 from evaluation import evaluator
-from evaluation.evaluator import Judge
+from evaluation.evaluator import Evaluator
 from maskgit.masks import make_holes
 
-N, SIZE = 6, 16
+__all__ = ["stubs"]  # a fixture
 
 
-class Means(nn.Module):
-    """Stands in for VGG16Features: the mean of each channel."""
-
-    dimensions = 3
-
-    def __init__(self, weights=None):
-        super().__init__()
-
-    def forward(self, images):
-        return images.mean(dim=(2, 3))
-
-
-class Distance(nn.Module):
-    """Stands in for LPIPS: the mean absolute difference."""
-
-    def __init__(self, net, weights):
-        super().__init__()
-
-    def forward(self, images, truth):
-        return (images - truth).abs().mean(dim=(1, 2, 3))
-
-
-@pytest.fixture
-def stubs(monkeypatch, tmp_path):
-    """A file that stands for both weights."""
-    monkeypatch.setattr(evaluator, "VGG16Features", Means)
-    monkeypatch.setattr(evaluator, "Perceptual", Distance)
-    (tmp_path / "stub.safetensors").write_bytes(b"weights")
-    return tmp_path / "stub.safetensors"
-
-
-def truth(n: int = N) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def make(images, weights) -> Judge:
-    return Judge(images, weights, weights, torch.device("cpu"))
+def make(images, weights) -> Evaluator:
+    return Evaluator(images, weights, weights, torch.device("cpu"))
 
 
 def test_the_true_images_are_perfect_and_grey_ones_are_not(stubs):
@@ -101,8 +66,8 @@ def test_the_identity_changes_with_images_and_weights(stubs, tmp_path):
     other.write_bytes(b"other")
     assert make(images, other).identity["vgg16"] != identity["vgg16"]
     assert make(255 - images, stubs).identity["truth"] != identity["truth"]
-    assert Judge(images, stubs, None, torch.device("cpu")).identity["alexnet"] == "torchvision"
+    assert Evaluator(images, stubs, None, torch.device("cpu")).identity["alexnet"] == "torchvision"
     assert (
         evaluator.digest(images) != evaluator.digest(images.reshape(-1))
-        and len(np.unique(list(identity.values()))) == 2
+        and len(np.unique(list(identity.values()))) == 2  # both weights are one file
     )

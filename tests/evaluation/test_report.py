@@ -1,6 +1,7 @@
 """report.py: rows.csv there and back, means and deviations, what counts as the best, the plots' series."""
 
 import builtins
+import multiprocessing
 
 import pytest
 
@@ -8,9 +9,9 @@ from evaluation import report
 from evaluation.report import FIGURES, Line, Spread
 
 
-def line(row="a", family="box", seed=0, kind="inpainting", decoding=None, **figures) -> Line:
+def line(method="a", family="box", seed=0, kind="inpainting", decoding=None, **figures) -> Line:
     settings = {"kind": kind} | ({"decoding": decoding} if decoding else {})
-    return Line(row, family, seed, 8, f"{row}{family}{seed}", {"fd_vgg16": 1.0} | figures, settings)
+    return Line(method, family, seed, 8, f"{method}{family}{seed}", {"fd_vgg16": 1.0} | figures, settings)
 
 
 def test_lines_come_back_as_they_were(tmp_path):
@@ -22,10 +23,26 @@ def test_lines_come_back_as_they_were(tmp_path):
     assert report.read_lines(tmp_path / "new" / "rows.csv") == lines
     assert report.read_lines(tmp_path / "none.csv") == []
     header = (tmp_path / "new" / "rows.csv").read_text().splitlines()[0]
-    assert header == "row,family,seed,n,key,fd_vgg16,kid,raw_fd_vgg16,n 10-20,psnr 10-20,settings"
+    assert header == "method,family,seed,n,key,fd_vgg16,kid,raw_fd_vgg16,n 10-20,psnr 10-20,settings"
 
 
-@pytest.mark.parametrize("text", ["row,family\na,b\n", "row,family,seed,n,key,settings\na,b,x,3,k,{}\n", "\n\nx\n"])
+def add(path, name, count):
+    for seed in range(count):
+        report.add_line(path, line(name, seed=seed))
+
+
+def test_two_processes_lose_none_of_each_others_lines(tmp_path):
+    path = tmp_path / "rows.csv"
+    both = [multiprocessing.get_context("fork").Process(target=add, args=(path, name, 30)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert {(each.method, each.seed) for each in report.read_lines(path)} == {(x, s) for x in "ab" for s in range(30)}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["row,family\na,b\n", "method,family,seed,n,key,settings\na,b,x,3,k,{}\n", "\n\nx\n"])
 def test_another_file_is_named(tmp_path, text):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(ValueError, match=r"rows\.csv, row 2: not a line of a sweep"):
@@ -44,26 +61,26 @@ def test_spread_is_the_mean_and_the_sample_deviation():
     assert report.spread([line(seed=None, fd_vgg16=1.0)], "fd_vgg16") == Spread(1.0, 0.0, 1)
 
 
-def test_the_best_is_bold_and_what_is_within_two_deviations_counts_as_equal():
+def test_the_best_is_bold_and_what_is_within_two_standard_errors_counts_as_equal():
     column = {
         "best": Spread(10.0, 0.3, 5),
-        "near": Spread(10.9, 0.6, 5),  # pooled .474: less than 2 away
-        "far": Spread(11.0, 0.6, 5),  # 2.1 away
-        "once": Spread(10.5, None, 1),  # .3 as the best: less than 2 away
-        "seedless": Spread(10.5, 0.0, 1),  # pooled .212: 2.4 away
+        "near": Spread(10.5, 0.6, 5),  # standard error sqrt(.09 / 5 + .36 / 5) = .3: less than 2 away
+        "far": Spread(10.7, 0.6, 5),  # 2.3 away, and within 2 deviations
+        "once": Spread(10.5, None, 1),  # .3 as the best, so .329: less than 2 away
+        "seedless": Spread(10.5, 0.0, 1),  # .134: 3.7 away
         "grey": Spread(9.0, 0.0, 1),
         "none": None,
     }
     assert report.cells(column, FIGURES["fd_vgg16"], {*column} - {"grey"}) == {
         "best": "**10.0 ± 0.3**",
-        "near": "≈ 10.9 ± 0.6",
-        "far": "11.0 ± 0.6",
+        "near": "≈ 10.5 ± 0.6",
+        "far": "10.7 ± 0.6",
         "once": "≈ 10.5",
         "seedless": "10.5",
         "grey": "9.0",
         "none": "",
     }
-    assert report.cells(column, FIGURES["psnr"], {"best", "near"})["near"] == "**10.90 ± 0.60**"  # higher is better
+    assert report.cells(column, FIGURES["psnr"], {"best", "near"})["near"] == "**10.50 ± 0.60**"  # higher is better
     assert report.cells(column, FIGURES["seconds"], {"best", "near"})["best"] == "10.000 ± 0.300"
     assert report.cells(column, FIGURES["fd_vgg16"], {"best"})["best"] == "10.0 ± 0.3"  # no rival
 
@@ -71,7 +88,7 @@ def test_the_best_is_bold_and_what_is_within_two_deviations_counts_as_equal():
 def test_a_table_has_a_row_each_and_leaves_out_columns_that_nobody_has():
     lines = [line("a", fd_vgg16=3.0, seed=0), line("a", fd_vgg16=5.0, seed=1), line("b", fd_vgg16=9.0, seed=None)]
     columns = [("FD", "fd_vgg16", lines), ("KID", "kid", lines)]
-    assert report.table([*lines, line("floor", kind="floor")], columns).splitlines() == [
+    assert report.table([*lines, line("floor", kind="vq_reconstruction")], columns).splitlines() == [
         "|  | FD |",
         "| --- | --- |",
         "| a | **4.0 ± 1.4** |",
@@ -117,7 +134,7 @@ def test_without_matplotlib_the_tables_are_written_and_the_log_says_what_is_miss
 
 
 def test_a_report_of_whole_images_alone_has_no_plots(tmp_path):
-    report.write_report(tmp_path, [line(family="whole", kind="floor", psnr=24.5, code_usage=1.0)], {"n": 8})
+    report.write_report(tmp_path, [line(family="whole", kind="vq_reconstruction", psnr=24.5, code_usage=1.0)], {"n": 8})
     text = (tmp_path / "results.md").read_text()
     assert "| a | 24.50 | 1.0 | 1.000 |" in text and [path.name for path in tmp_path.iterdir()] == ["results.md"]
 

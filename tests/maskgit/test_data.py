@@ -10,22 +10,23 @@ from conftest import colourful, write_pictures
 from PIL import Image
 
 from maskgit.data import (
-    ImageDataset,
-    Maps,
-    Store,
+    GREY,
     file_number,
     list_images,
     open_upright,
     pair,
     read_hole,
-    read_holes,
     read_image,
+    read_pair,
+    resize_pair,
     to_float,
     to_pixels,
     to_uint8,
     write_image,
 )
+from maskgit.dataset import ImageDataset, Maps, Store, read_holes
 from maskgit.folders import read_truth
+from maskgit.masks import make_holes
 
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -246,13 +247,44 @@ def test_16_bit_masks_are_cut_at_their_middle(tmp_path):
     assert read_hole(save(tmp_path / "mask.png", greys)).tolist() == [[True, True, True, False, False]]
 
 
-def test_a_resized_mask_keeps_its_place(tmp_path):
+@pytest.mark.parametrize("size", [16, 48])
+def test_a_resized_mask_keeps_its_place(tmp_path, size):
     mask = np.full((32, 64), 255, dtype=np.uint8)
     mask[:16, 16:32] = 0  # the top left quarter of the centre square
-    hole = read_hole(save(tmp_path / "mask.png", mask), size=16)
-    expected = np.zeros((16, 16), dtype=bool)
-    expected[:8, :8] = True
+    image = save(tmp_path / "image.png", np.zeros((32, 64, 3), np.uint8))
+    _, hole = read_pair(image, save(tmp_path / "mask.png", mask), size)
+    expected = np.zeros((size, size), dtype=bool)
+    expected[: size // 2, : size // 2] = True
     assert np.array_equal(hole, expected)
+
+
+@pytest.mark.parametrize(("side", "size"), [(512, 64), (100, 64), (64, 64), (40, 64), (13, 64)])
+def test_no_colour_of_the_hole_reaches_a_known_pixel_whatever_the_size(side, size):
+    """The lab paints holes grey: at 512 pixels, Lanczos carried that grey into 385 of 3,471 known pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(side, side, 3), dtype=np.uint8)
+    hole = make_holes("walk", 1, side, seed=3)[0, 0].numpy() if side > 20 else rng.random((side, side)) < 0.3
+    results = [resize_pair(np.where(hole[..., None], np.uint8(grey), pixels), hole, size) for grey in (128, 0, 255)]
+    known = ~results[0][1]
+    assert known.any() and not known.all()
+    for image, missing in results[1:]:
+        assert np.array_equal(missing, results[0][1]) and np.array_equal(image[known], results[0][0][known])
+
+
+@pytest.mark.parametrize(("side", "size"), [(512, 64), (500, 64), (64, 64), (30, 64)])
+def test_a_missing_pixel_stays_missing_however_thin_the_hole(side, size):
+    for place in (0, side // 3, side - 1):
+        for axis in (0, 1):
+            hole = np.zeros((side, side), bool)
+            hole[(slice(None), place)[:: 1 if axis else -1]] = True
+            _, resized = resize_pair(np.zeros((side, side, 3), np.uint8), hole, size)
+            assert resized.any(axis=1 - axis).sum() == 1 or size > side
+            assert resized.any(axis=axis).all()  # the line goes through
+
+
+def test_an_image_that_is_all_hole_is_grey(tmp_path):
+    pixels, hole = resize_pair(np.zeros((20, 20, 3), np.uint8), np.ones((20, 20), bool), 8)
+    assert (pixels == GREY).all() and hole.all() and hole.shape == (8, 8)
 
 
 def test_read_holes_stacks_masks_with_a_channel(tmp_path):
@@ -381,13 +413,23 @@ def test_fixed_windows_are_the_same_every_time_and_from_a_file(tmp_path, large):
 
 
 def test_a_file_gives_the_pixels_that_memory_gives(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("maskgit.data.CHUNK", 3)  # 8 pictures: 3, 3 and 2
+    monkeypatch.setattr("maskgit.dataset.CHUNK", 3)  # 8 pictures: 3, 3 and 2
     for size in (None, 12):
         images = [ImageDataset(pictures, size, 2, Store(tmp_path / "cache", memory)).images for memory in (10**6, 0)]
         assert torch.equal(*images) and torch.equal(images[0], ImageDataset(pictures, size).images)
         rows = torch.tensor([5, 0, 5, 7])
         assert torch.equal(images[1][rows], images[0][rows])
-    assert len(list((tmp_path / "cache").iterdir())) == 1  # no temporary file, and none of the size before
+    names = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert len(names) == 2 and all(name.endswith(".npy") for name in names)  # no temporary file
+
+
+def test_a_file_that_another_run_may_have_mapped_is_never_deleted(tmp_path, pictures):
+    store = Store(tmp_path / "cache", 0)
+    first = ImageDataset(pictures, 16, 1, store).images
+    before = first.clone()
+    ImageDataset(pictures, 12, 1, store)
+    assert len(list((tmp_path / "cache").iterdir())) == 2 and torch.equal(first, before)
+    assert torch.equal(ImageDataset(pictures, 16, 1, store).images, before)
 
 
 def test_what_fits_stays_in_memory(tmp_path, pictures):
@@ -400,7 +442,7 @@ def test_what_fits_stays_in_memory(tmp_path, pictures):
 
 def test_a_file_is_made_again_only_where_pictures_changed(tmp_path, pictures, pixels, monkeypatch):
     store, decoded = Store(tmp_path / "cache", 0), []
-    monkeypatch.setattr("maskgit.data.read_image", lambda path, size: decoded.append(path) or read_image(path, size))
+    monkeypatch.setattr("maskgit.dataset.read_image", lambda path, size: decoded.append(path) or read_image(path, size))
 
     def load():
         decoded.clear()

@@ -697,3 +697,27 @@ def test_the_decode_step_is_pure():
     assert torch.equal(results[0].hidden.sum(dim=1), left)
     for tensor, copy in zip((start.tokens, hidden, start.confidence, logits, uniforms), copies, strict=True):
         assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize(
+    ("column", "refused"),
+    [
+        ([torch.inf, 0, 0], True),
+        ([0, torch.nan, 0], True),
+        ([-torch.inf] * 3, True),
+        ([-torch.inf, 0, -torch.inf], False),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_without_a_softmax_are_refused_whatever_code_is_drawn(column, refused, temperature):
+    tokens, hidden = torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)
+    logits = torch.zeros(4, 3)
+    logits[2] = torch.tensor(column, dtype=torch.float32)
+    config = DecodingConfig(total_iter=1, sweet_spot=1, sampling_temperature=temperature)
+    for seed in range(5):
+        states = decoding.sample(lambda _: logits, tokens, hidden, 3, config, [seed])
+        if refused:
+            with pytest.raises(ValueError, match="step 1: logits of a hidden token hold NaN or"):
+                list(states)
+        else:
+            assert list(states)[-1].tokens[0, 2] == 1

@@ -183,7 +183,10 @@ def test_a_hole_is_the_same_whatever_it_comes_as(given):
         (IMAGES.long(), r"images: expected uint8, or floating-point in \[0, 1\], found torch.int64"),
         (IMAGES.float(), r"images: expected floating-point values in \[0, 1\], found others"),
         (torch.full((3, 16, 16), torch.nan), r"images: expected floating-point values in \[0, 1\]"),
-        (IMAGES[..., :8], "images: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+        (
+            IMAGES[..., :8],
+            "images: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill.fill_photo",
+        ),
         ([IMAGES[0], Image.new("RGB", (20, 12))], "images: expected 16x16 pixels, .* found 20x12"),
     ],
 )
@@ -201,7 +204,7 @@ def test_images_that_do_not_fit_are_described(given, message):
         (torch.from_numpy(MASKS).float(), "found torch.float32"),
         (MASKS[0, 0], r"found torch.bool \(16,\)"),
         (MASKS[:, None].repeat(3, 1), r"found torch.bool \(3, 3, 16, 16\)"),
-        (MASKS[..., :8], "hole: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill_photo"),
+        (MASKS[..., :8], "hole: expected 16x16 pixels, this model's size, found 8x16 pixels; photos.fill.fill_photo"),
     ],
 )
 def test_holes_that_do_not_fit_are_described(given, message):

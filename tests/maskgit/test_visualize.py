@@ -111,3 +111,19 @@ def test_a_contact_sheet_has_captions_where_they_change_and_labels():
     expected = visualize.magnify(pictures, 2).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(same[line : line + side, -side:], expected[1])
     assert np.array_equal(same[-side:, -2 * side - 4 : -side - 4], expected[0])
+
+
+def test_a_grid_lays_images_out_row_by_row_with_white_between():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 6)
+    sheet = visualize.sheet_of(images, columns=3, gap=2)
+    assert sheet.dtype == torch.uint8 and sheet.shape == (3, 2 * 4 + 2, 3 * 6 + 2 * 2)
+    for index, (top, left) in enumerate([(0, 0), (0, 8), (0, 16), (6, 0), (6, 8)]):
+        assert (sheet[:, top : top + 4, left : left + 6] == index).all()
+    assert (sheet[:, 4:6] == 255).all() and (sheet[:, :, 6:8] == 255).all()
+    assert (sheet[:, 6:, 16:] == 255).all()  # the empty place
+    assert int((sheet != 255).sum()) == 5 * 3 * 4 * 6
+
+
+def test_a_grid_of_one_image_is_that_image():
+    image = torch.randint(0, 255, (1, 3, 5, 7), dtype=torch.uint8)
+    assert torch.equal(visualize.sheet_of(image, columns=1)[None], image)

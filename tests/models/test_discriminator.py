@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.discriminator import PatchDiscriminator, adaptive_weight, discriminator_loss, generator_loss
+from models.discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    layer_gradients,
+)
 
 
 def make(width: int = 8, layers: int = 2, groups: int = 8) -> PatchDiscriminator:
@@ -59,7 +65,7 @@ def test_adaptive_weight_is_the_ratio_of_the_gradients_norms_at_the_last_layer()
     critic, images, truth = make(layers=1), draw(2, 2, 16, 16), draw(2, 3, 16, 16, seed=1)
     output = last(before(images))
     reconstruction, adversarial = (output - truth).abs().mean(), generator_loss(critic(output))
-    weight = adaptive_weight(reconstruction, adversarial, last.weight)
+    weight = adaptive_weight(layer_gradients(reconstruction, adversarial, last.weight))
 
     norms = []
     for loss in (reconstruction, adversarial):
@@ -74,7 +80,7 @@ def test_adaptive_weight_by_hand_ignores_other_parameters_and_touches_no_gradien
     last, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     reconstruction = last @ torch.tensor([3.0, 4.0]) + 100 * other.sum()
     adversarial = last @ torch.tensor([0.0, 2.0]) - 7 * other.sum()
-    assert adaptive_weight(reconstruction, adversarial, last).item() == pytest.approx(5 / 2, rel=1e-5)
+    assert adaptive_weight(layer_gradients(reconstruction, adversarial, last)).item() == pytest.approx(5 / 2, rel=1e-5)
     assert last.grad is None and other.grad is None
     (reconstruction + adversarial).backward()  # the graph is still there for the optimizer's step
     assert last.grad.tolist() == [3.0, 6.0]
@@ -82,8 +88,8 @@ def test_adaptive_weight_by_hand_ignores_other_parameters_and_touches_no_gradien
 
 def test_adaptive_weight_is_bounded_where_the_adversarial_gradient_vanishes():
     last = nn.Parameter(torch.ones(2))
-    assert adaptive_weight(last.sum(), (last * 0).sum(), last).item() == 1e4
-    assert adaptive_weight((last * 0).sum(), last.sum(), last).item() == 0
+    assert adaptive_weight(layer_gradients(last.sum(), (last * 0).sum(), last)).item() == 1e4
+    assert adaptive_weight(layer_gradients((last * 0).sum(), last.sum(), last)).item() == 0
 
 
 # Discriminator

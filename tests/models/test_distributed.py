@@ -13,7 +13,7 @@ import torch
 from training_runs import STAGES, checkpoint, events, train
 
 from config import TrainingConfig
-from models.distributed import drawn, mean, rank, summed, world
+from models.distributed import mean, rank, sample_rows, summed, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import run
@@ -100,7 +100,7 @@ def test_one_process_speaks_shares_files_and_leaves_what_inference_needs(both, t
 def test_one_process_alone_has_nobody_to_speak_with():
     values = torch.arange(6.0).view(3, 2)
     assert (rank(), world()) == (0, 1) and summed(values) is values and torch.equal(mean(values), values)
-    assert {tuple(row) for row in drawn(values, 64).tolist()} == {tuple(row) for row in values.tolist()}
+    assert {tuple(row) for row in sample_rows(values[None], 64).tolist()} == {tuple(row) for row in values.tolist()}
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path):

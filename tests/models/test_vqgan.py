@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.autoencoder import CodebookConfig, NonLocalBlock, VQGANConfig
-from models.checkpoint import save_weights
+from models.checkpoint import file_hash, read_weights, save_weights
 from models.settings import read_yaml
 from models.vqgan import VQGAN, Codebook
 
@@ -500,6 +500,7 @@ def test_the_ema_update_is_the_papers(l2_normalised):
         if l2_normalised:
             codes = codes / codes.norm(dim=-1, keepdim=True)
         output, found, loss = book(latents)
+        book.update()
         assert torch.equal(found.flatten(), ids)
         assert torch.allclose(output.permute(0, 2, 3, 1).reshape(-1, 4), chosen, atol=1e-6)  # not those of the update
         assert torch.allclose(book.uses, uses) and torch.allclose(book.sums, sums, atol=1e-6)
@@ -517,12 +518,28 @@ def test_an_ema_codebook_gets_no_gradient_but_its_encoder_does():
 
 
 @every_space
+def test_micro_batches_update_the_codebook_as_the_whole_batch_does(l2_normalised):
+    options, latents = {"ema_decay": 0.9, "reseed_below": 0.91, "l2_normalised": l2_normalised}, normal(6, 4, 5, 5)
+    whole, parts = codebook(**options), codebook(**options)
+    parts.load_state_dict(whole.state_dict())
+    for book, count in ((whole, 1), (parts, 3)):
+        for part in latents.chunk(count):
+            book(part)
+        torch.manual_seed(7)
+        book.update()
+        book.update()  # nothing is left to do
+    for key, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[key], tensor, atol=1e-6, rtol=1e-5)
+
+
+@every_space
 def test_dead_codes_are_reseeded_from_the_batch_and_used_codes_are_not(l2_normalised):
     book = codebook(ema_decay=0.5, reseed_below=0.6, l2_normalised=l2_normalised)
     before = book.vectors().clone()
     latents = before[:3].repeat(6, 1)[None].permute(0, 2, 1).reshape(1, 4, 3, 6) * 1.01  # codes 0, 1, 2 six times each
     vectors = book.prepare(latents).reshape(-1, 4)
     book(latents)
+    book.update()
     assert torch.allclose(book.uses, torch.tensor([3.5] * 3 + [1.0] * 9))  # 0.5 + 6 / 2; the others restart at 1
     assert torch.allclose(book.vectors()[:3], before[:3], rtol=0.01)
     for code in book.vectors()[3:]:
@@ -536,6 +553,7 @@ def test_codes_are_reseeded_only_below_the_threshold():
         book = codebook(ema_decay=0.9, reseed_below=threshold)
         before = book.vectors().clone()
         _, ids, _ = book(latents)
+        book.update()
         unused = [code for code in range(12) if code not in ids]
         assert unused and torch.allclose(book.vectors()[unused], before[unused], atol=1e-6) != reseeded
 
@@ -547,6 +565,7 @@ def test_reseeding_brings_a_collapsed_codebook_to_life():
     torch.manual_seed(0)
     for step in range(20):
         ids = book(normal(8, 4, 8, 8, seed=step))[1]
+        book.update()
     assert ids.unique().numel() == 16
 
 
@@ -556,8 +575,11 @@ def test_nothing_is_updated_in_eval_mode(options):
     before = copy.deepcopy(net.state_dict())
     net(images)
     net.encode(images)
+    net.codebook.update()
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
     net.train()(images)
+    assert torch.equal(net.codebook.embedding.weight, before["codebook.embedding.weight"])  # once a step, when told
+    net.codebook.update()
     assert not torch.equal(net.codebook.embedding.weight, before["codebook.embedding.weight"])
 
 
@@ -702,3 +724,38 @@ def test_the_key_of_the_tokens_ignores_the_decoder_and_survives_float16():
     with torch.no_grad():
         net.quant_conv.weight.mul_(1.5)
     assert net.tokens_key() != key
+
+
+def test_the_tokens_key_changes_with_what_makes_tokens_and_with_nothing_else():
+    def key(options, **changes) -> str:
+        torch.manual_seed(0)
+        net = VQGAN(VQGANConfig.model_validate(options | changes))
+        torch.manual_seed(1)
+        for name, parameter in sorted(net.named_parameters()):
+            if not name.startswith("decoder."):
+                torch.nn.init.normal_(parameter)
+        return net.tokens_key()
+
+    for options in (PATCH, CONV):
+        book = options["codebook"]
+        same = [
+            dict(codebook=book | change)
+            for change in (dict(commitment=0.7), dict(ema_decay=0.5), dict(reseed_below=1.0))
+        ]
+        same.append(dict(decoder=options["decoder"] | dict(known_width=4)))
+        assert {key(options, **change) for change in same} == {key(options)}
+        other = [
+            dict(mean=(0.1, 0.2, 0.3)),
+            dict(std=(0.1, 0.2, 0.3)),
+            dict(codebook=book | dict(l2_normalised=not book.get("l2_normalised"))),
+        ]
+        assert len({key(options), *(key(options, **change) for change in other)}) == 4
+    assert key(CONV, norm_groups=2) != key(CONV) and key(PATCH, norm_groups=2) == key(PATCH)
+    assert key(CONV, attention_resolution=8) != key(CONV)  # attention at another level
+
+
+def test_the_shipped_transformers_fit_the_shipped_vqgans_by_the_key_that_they_noted():
+    for folder in sorted((LAB.parents[1] / "pretrained").iterdir()):
+        noted = read_weights(folder / "transformer.safetensors")[1]["vqgan"]
+        vqgan = VQGAN.load(folder / "vqgan.safetensors")
+        assert noted in (vqgan.former_tokens_key(), file_hash(folder / "vqgan.safetensors"))

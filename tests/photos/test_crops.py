@@ -1,15 +1,17 @@
-"""squares.py: regions and squares of any hole, crops, shrinking, and the rim."""
+"""photos/crops.py: regions of any hole and the boxes around them, crops, shrinking, the rim, pasting back."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy import ndimage
 
+from maskgit.data import resize_pair
 from photos import crops
-from photos.crops import Square, crop, fit_rim, inside, regions, shrink
+from photos.crops import CropBox, crop, crop_regions, fit_rim, inside, paste_crops, regions
 
 SIZE = 8
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -51,30 +53,30 @@ def extent(owner: np.ndarray, number: int) -> tuple[int, int, int, int]:
 
 @settings(max_examples=300, deadline=None)
 @given(hole=holes(), size=st.integers(1, 50), context=st.floats(1, 4))
-@example(hole=boxed((100, 300), (0, 0, 100, 100)), size=8, context=2.0)  # the square at first holds no known pixel
+@example(hole=boxed((100, 300), (0, 0, 100, 100)), size=8, context=2.0)  # the box at first holds no known pixel
 @example(hole=boxed((1, 30), (0, 3, 1, 29)), size=8, context=2.0)
-def test_every_hole_pixel_is_of_one_region_and_every_region_inside_its_square(hole, size, context):
+def test_every_hole_pixel_is_of_one_region_and_every_region_inside_its_box(hole, size, context):
     found, owner = regions(hole, size, context)
     assert np.array_equal(owner > 0, hole) and set(np.unique(owner)) - {0} == set(range(1, len(found) + 1))
-    for number, square in enumerate(found, start=1):
+    for number, box in enumerate(found, start=1):
         top, left, bottom, right = extent(owner, number)
-        assert square.left <= left and square.top <= top
-        assert square.left + square.side >= right and square.top + square.side >= bottom
-        assert square.side >= size
+        assert box.left <= left and box.top <= top
+        assert box.left + box.side >= right and box.top + box.side >= bottom
+        assert box.side >= size
         longest, room = max(bottom - top, right - left), min(hole.shape)
-        part = hole[inside(square, hole.shape)]
+        part = hole[inside(box, hole.shape)]
         assert not part.all()
         allowed = max(longest, min(max(size, round(context * longest)), max(size, room)))
         middle = (top + bottom, left + right)
-        if hole[inside(crops._place(middle, allowed, hole.shape), hole.shape)].all():
-            assert allowed < square.side <= max(hole.shape)  # larger for want of a known pixel
+        if hole[inside(crops.place(middle, allowed, hole.shape), hole.shape)].all():
+            assert allowed < box.side <= max(hole.shape)  # larger for want of a known pixel
         else:
-            assert square.side == allowed
-        if square.side <= room:
-            assert part.shape == (square.side, square.side)
-        for start, length in ((square.left, hole.shape[1]), (square.top, hole.shape[0])):
-            if start < 0 or start + square.side > length:
-                assert abs(2 * start + square.side - length) <= 1  # as much beyond on either side
+            assert box.side == allowed
+        if box.side <= room:
+            assert part.shape == (box.side, box.side)
+        for start, length in ((box.left, hole.shape[1]), (box.top, hole.shape[0])):
+            if start < 0 or start + box.side > length:
+                assert abs(2 * start + box.side - length) <= 1  # as much beyond on either side
 
 
 @settings(max_examples=100, deadline=None)
@@ -86,30 +88,30 @@ def test_touching_pixels_are_of_one_region(hole):
         assert len(np.unique(owner[labels == label])) == 1
 
 
-def test_regions_far_apart_have_squares_of_their_own_with_context_around():
+def test_regions_far_apart_have_crops_of_their_own_with_context_around():
     hole = boxed((100, 200), (10, 10, 20, 30), (80, 150, 90, 160))
-    assert regions(hole, SIZE)[0] == [Square(0, 0, 40), Square(145, 75, 20)]
-    assert regions(hole, SIZE, context=1.5)[0] == [Square(5, 0, 30), Square(147, 77, 15)]
-    assert regions(hole, 64)[0] == [Square(0, 0, 64), Square(123, 36, 64)]
+    assert regions(hole, SIZE)[0] == [CropBox(0, 0, 40), CropBox(145, 75, 20)]
+    assert regions(hole, SIZE, context=1.5)[0] == [CropBox(5, 0, 30), CropBox(147, 77, 15)]
+    assert regions(hole, 64)[0] == [CropBox(0, 0, 64), CropBox(123, 36, 64)]
 
 
-def test_close_regions_and_those_that_one_square_covers_are_one():
+def test_close_regions_and_those_that_one_box_covers_are_one():
     letters = boxed((100, 200), *((40, x, 50, x + 6) for x in range(20, 120, 10)))
     found = regions(letters, 64)[0]
-    assert len(found) == 3 and max(square.side for square in found) <= 64 * crops.SLACK
+    assert len(found) == 3 and max(box.side for box in found) <= 64 * crops.SLACK
     pair = boxed((100, 200), (40, 40, 60, 60), (42, 62, 60, 64))
     assert len(regions(pair, SIZE)[0]) == 1
     apart = boxed((100, 200), (40, 40, 60, 60), (42, 90, 60, 110))
     assert len(regions(apart, SIZE)[0]) == 2
     small = boxed((64, 64), (0, 0, 5, 5), (60, 60, 64, 64))
-    assert regions(small, 64)[0] == [Square(0, 0, 64)]  # a picture of the model's own size
+    assert regions(small, 64)[0] == [CropBox(0, 0, 64)]  # a picture of the model's own size
 
 
 def test_specks_without_number_are_put_together(monkeypatch):
     hole = np.zeros((120, 120), dtype=bool)
     hole[::3, ::3] = True  # 1600 regions
     calls = []
-    monkeypatch.setattr(crops, "_merge", lambda boxes, *rest: calls.append(len(boxes)))
+    monkeypatch.setattr(crops, "merge", lambda boxes, *rest: calls.append(len(boxes)))
     found, owner = regions(hole, SIZE)
     assert calls == [len(found)] and len(found) <= crops.REGIONS and np.array_equal(owner > 0, hole)
 
@@ -118,22 +120,22 @@ def test_specks_without_number_are_put_together(monkeypatch):
 @given(shape=shapes, left=st.integers(-50, 50), top=st.integers(-50, 50), side=st.integers(1, 120))
 def test_a_crop_has_the_pictures_pixels_inside_and_mirrored_ones_beyond(shape, left, top, side):
     height, width = shape
-    square = Square(left, top, side)
-    rows, cols = inside(square, shape)
+    box = CropBox(left, top, side)
+    rows, cols = inside(box, shape)
     if rows.start >= rows.stop or cols.start >= cols.stop:
         return
     picture = np.arange(height * width * 3).reshape(height, width, 3)
-    taken = crop(picture, square)
+    taken = crop(picture, box)
     assert taken.shape == (side, side, 3)
     assert np.array_equal(
         taken[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left], picture[rows, cols]
     )
     assert set(np.unique(taken)) == set(np.unique(picture[rows, cols]))
-    assert np.array_equal(crop(picture[..., 0], square), taken[..., 0])
+    assert np.array_equal(crop(picture[..., 0], box), taken[..., 0])
 
 
 def test_mirroring_starts_at_the_border():
-    assert crop(np.array([[1, 2, 3]]), Square(-2, -1, 7))[0].tolist() == [2, 1, 1, 2, 3, 3, 2]
+    assert crop(np.array([[1, 2, 3]]), CropBox(-2, -1, 7))[0].tolist() == [2, 1, 1, 2, 3, 3, 2]
 
 
 @settings(max_examples=100, deadline=None)
@@ -141,7 +143,7 @@ def test_mirroring_starts_at_the_border():
 def test_a_small_pixel_that_touches_the_hole_is_hole(side, data):
     hole = data.draw(arrays(bool, (side, side), elements=st.booleans(), fill=st.just(False)))
     hole[0, 0] = False
-    _, small = shrink(np.zeros((side, side, 3), np.uint8), hole, SIZE)
+    _, small = resize_pair(np.zeros((side, side, 3), np.uint8), hole, SIZE)
     for y in range(SIZE):
         for x in range(SIZE):
             rows, cols = np.nonzero(hole)
@@ -161,18 +163,18 @@ def test_what_is_painted_in_the_hole_does_not_reach_the_model(side, seed):
     hole = rng.random((side, side)) < 0.4
     hole[0, 0] = False
     other[~hole] = one[~hole]
-    first, second = shrink(one, hole, SIZE), shrink(other, hole, SIZE)
+    first, second = resize_pair(one, hole, SIZE), resize_pair(other, hole, SIZE)
     known = ~first[1]
     assert np.array_equal(first[1], second[1]) and np.array_equal(first[0][known], second[0][known])
 
 
-def test_squares_of_the_models_size_stay_as_they_are_and_others_are_shrunk_by_lanczos():
+def test_crops_of_the_models_size_stay_as_they_are_and_others_are_shrunk_by_lanczos():
     pixels = np.random.default_rng(0).integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
     hole = boxed((SIZE, SIZE), (1, 1, 3, 3))
-    assert all(map(np.array_equal, shrink(pixels, hole, SIZE), (pixels, hole)))
+    assert all(map(np.array_equal, resize_pair(pixels, hole, SIZE), (pixels, hole)))
     large = np.asarray(Image.fromarray(pixels).resize((20, 20)))
     expected = Image.fromarray(large).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    assert np.array_equal(shrink(large, np.zeros((20, 20), bool) | False, SIZE)[0], np.asarray(expected))
+    assert np.array_equal(resize_pair(large, np.zeros((20, 20), bool) | False, SIZE)[0], np.asarray(expected))
 
 
 @pytest.mark.parametrize("bias", [-30, 30])
@@ -186,3 +188,14 @@ def test_the_rim_is_moved_to_meet_known_colours_and_the_middle_less(bias):
     jump = np.abs(fitted[..., 0].astype(int) - 120)
     assert jump[8, 16] < abs(bias) / 3 and jump[16, 16] > abs(bias) / 2
     assert np.array_equal(fit_rim(filled, truth, hole), filled)  # a decoder that knows the known pixels needs nothing
+
+
+def test_regions_are_pasted_each_from_its_own_crop():
+    hole = boxed((300, 451), (100, 120, 140, 180), (200, 300, 210, 330))
+    given = np.random.default_rng(0).integers(256, size=(300, 451, 3), dtype=np.uint8)
+    before, crops = given.copy(), crop_regions(given, hole, 16)
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    images[1] = 255
+    pixels = paste_crops(given, crops, images, images)
+    assert (pixels[100:140, 120:180] == 0).all() and (pixels[200:210, 300:330] == 255).all()
+    assert np.array_equal(pixels[~hole], given[~hole]) and np.array_equal(given, before)

@@ -1,64 +1,19 @@
-"""photos.py: sources of holes, filling with stubs and tiny networks, files; and the command line of inpainting.py."""
+"""photos/photo.py: sources of holes, messages, files; and the command line of inpainting.py for photos."""
 
-import logging
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from skimage.data import chelsea
-from test_inpainting import SIZE, save, transformer, vqgan
 
 import inpainting
-from maskgit.data import to_uint8
-from maskgit.decoding import DecodingConfig
-from maskgit.inpainter import Filled, Inpainter
-from maskgit.masks import composite
-from photos.fill import fill_photo, region_seed
-from photos.photo import cut, pair_photos, paste, read_photo, write_photo
+from photos.photo import pair_photos, read_photo, write_photo
 
 CAT = Image.fromarray(chelsea())  # 451x300
 HOLE = np.zeros((300, 451), dtype=bool)
 HOLE[100:140, 120:180] = HOLE[200:210, 300:330] = True
 MASK = Image.fromarray(np.where(HOLE, 0, 255).astype(np.uint8))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(1)
-    return save(tmp_path_factory.mktemp("checkpoint"), vqgan(), transformer())
-
-
-@pytest.fixture(scope="module")
-def inpainter(checkpoint) -> Inpainter:
-    return Inpainter.from_pretrained(checkpoint, "cpu")
-
-
-@pytest.fixture(autouse=True)
-def no_handler_left_behind():
-    yield
-    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
-        logging.root.removeHandler(handler)
-
-
-class Stub:
-    """An Inpainter whose decoder paints `colour` in the hole and is `bias` off everywhere else."""
-
-    size, device, decoding = 16, torch.device("cpu"), DecodingConfig(total_iter=2, sweet_spot=2)
-
-    def __init__(self, colour=200, bias=0):
-        self.colour, self.bias, self.batches = colour, bias, []
-
-    def steps(self, images, hole, seeds, margin=0, decoding=None):
-        self.batches.append((len(images), list(seeds), margin, decoding))
-        return iter([SimpleNamespace(step=step, tokens=step) for step in (1, 2)])
-
-    def finish(self, images, hole, tokens):
-        assert tokens == 2
-        raw = to_uint8((images.float() + self.bias) / 255).masked_fill(hole, self.colour)
-        return Filled(composite(raw, images, hole), raw, tokens)
 
 
 # --- reading: where the hole is ---
@@ -158,101 +113,6 @@ def test_a_hole_that_may_be_inverted_is_doubted(tmp_path):
     assert read_photo(Image.new("RGB", CAT.size, "white"), mask=MASK).notes == []  # a hole in a white wall
 
 
-# --- filling ---
-
-
-@pytest.mark.parametrize("box", [(0, 0, 5, 7), (446, 293, 5, 7), (200, 0, 9, 300), (0, 100, 451, 20), (0, 0, 300, 300)])
-def test_known_pixels_stay_and_the_whole_hole_is_filled(box):
-    photo = read_photo(CAT, box=box)
-    before = photo.pixels.copy()
-    (pixels,), notes = fill_photo(Stub(), photo)
-    assert pixels.dtype == np.uint8 and pixels.shape == before.shape
-    assert np.array_equal(photo.pixels, before) and np.array_equal(pixels[~photo.hole], before[~photo.hole])
-    assert abs(pixels[photo.hole].mean() - 200) < 25  # Lanczos overshoots in narrow holes
-    assert bool(notes) == (max(box[2:]) > 8)
-
-
-@pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 200), (15, 16), (16, 16), (17, 33), (3, 5)])
-def test_pictures_of_any_size_even_one_pixel_wide(inpainter, size):
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(256, size=(*size[::-1], 3), dtype=np.uint8))
-    hole = np.zeros(size[::-1], dtype=bool)
-    hole.flat[[2, -1]] = True
-    photo = read_photo(image, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
-    for pixels in fill_photo(inpainter, photo, samples=2)[0]:
-        assert np.array_equal(pixels[~hole], np.array(image)[~hole])
-
-
-def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_fills_it(inpainter):
-    image = CAT.resize((SIZE, SIZE))
-    photo = read_photo(image, box=(3, 4, 7, 6))
-    (pixels,), notes = fill_photo(inpainter, photo, seed=3, margin=1)
-    parts = cut(photo, SIZE)
-    *_, last = inpainter.steps(parts.images, parts.hole, [3], 1)
-    expected = inpainter.finish(parts.images, parts.hole, last.tokens).images[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(pixels, expected) and notes == []
-    assert np.array_equal(parts.images[0].permute(1, 2, 0).numpy(), np.array(image))
-
-
-def test_a_completion_depends_neither_on_the_batch_nor_on_the_others(inpainter):
-    photo = read_photo(CAT, mask=MASK)
-    assert len(cut(photo, SIZE).squares) == 2
-    together, _ = fill_photo(inpainter, photo, seed=5, samples=3, batch_size=64)
-    one_by_one, _ = fill_photo(inpainter, photo, seed=5, samples=3, batch_size=1)
-    (alone,), _ = fill_photo(inpainter, photo, seed=5)
-    assert all(map(np.array_equal, together, one_by_one)) and np.array_equal(alone, together[0])
-    assert not np.array_equal(together[0], together[1]) and not np.array_equal(together[1], together[2])
-
-
-def test_what_is_painted_in_the_hole_changes_nothing(inpainter):
-    painted = Image.fromarray(np.where(HOLE[..., None], 255 - np.array(CAT), np.array(CAT)))
-    one, other = (fill_photo(inpainter, read_photo(image, mask=MASK))[0][0] for image in (CAT, painted))
-    assert np.array_equal(one, other)
-
-
-def test_regions_and_samples_come_in_batches_with_seeds_of_their_own_and_progress_is_told():
-    stub, told = Stub(), []
-    decoding = DecodingConfig(total_iter=2, sweet_spot=2, mask_func="square")
-    photo = read_photo(CAT, mask=MASK)
-    filled, _ = fill_photo(
-        stub, photo, 9, 5, decoding, lambda done, total: told.append((done, total)), margin=2, batch_size=8
-    )
-    assert len(filled) == 5 and [batch[0] for batch in stub.batches] == [8, 2]
-    assert stub.batches[0][2:] == (2, decoding) and told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    seeds = stub.batches[0][1] + stub.batches[1][1]
-    assert seeds == [region_seed(9, sample, region) for sample in range(5) for region in range(2)]
-    assert seeds[0] == 9 and len(set(seeds)) == 10
-
-
-def test_regions_are_pasted_each_from_its_own_square():
-    photo = read_photo(CAT, mask=MASK)
-    parts = cut(photo, 16)
-    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    images[1] = 255
-    pixels = paste(photo, parts, images, images)
-    assert (pixels[100:140, 120:180] == 0).all() and (pixels[200:210, 300:330] == 255).all()
-    assert np.array_equal(pixels[~HOLE], photo.pixels[~HOLE])
-
-
-def test_a_shrunk_region_meets_known_colours_at_its_rim():
-    flat = Image.new("RGB", (200, 150), (120, 120, 120))
-    photo = read_photo(flat, box=(60, 40, 80, 60))
-    (pixels,), notes = fill_photo(Stub(colour=150, bias=30), photo)
-    assert notes == ["the picture: region of 80x60 pixels shrunk 9.4 times; it will look soft"]
-    rim, middle = np.abs(pixels[40, 60:140].astype(int) - 120).mean(), pixels[70, 100, 0]
-    assert rim < 8 and abs(int(middle) - 150) < 20
-
-
-def test_notes_on_shrinking():
-    assert fill_photo(Stub(), read_photo(CAT, box=(5, 5, 8, 8)))[1] == []
-    (one,) = fill_photo(Stub(), read_photo(CAT, box=(5, 5, 20, 10)))[1]
-    assert one == "the picture: region of 20x10 pixels shrunk 2.5 times"
-    (two,) = fill_photo(Stub(), read_photo(CAT, mask=MASK))[1]
-    assert two == "the picture: 2 regions, the largest of 60x40 pixels shrunk 7.5 times; it will look soft"
-    (wide,) = fill_photo(Stub(), read_photo(CAT, mask=MASK), context=1.2)[1]
-    assert "shrunk 4.5 times" in wide
-
-
 # --- writing ---
 
 
@@ -260,7 +120,7 @@ def test_a_photo_is_written_in_its_own_mode_and_never_over_itself(tmp_path):
     sixteen = Image.fromarray(np.array(CAT.convert("L")).astype(np.uint16) * 255 + 7)
     sixteen.save(tmp_path / "cat.png")
     photo = read_photo(tmp_path / "cat.png", mask=MASK)
-    (pixels,), _ = fill_photo(Stub(), photo)
+    pixels = np.full_like(photo.pixels, 200)
     assert write_photo(tmp_path / "out.png", photo, pixels) == []
     with Image.open(tmp_path / "out.png") as file:
         after = np.array(file)
@@ -275,7 +135,7 @@ def test_a_transparent_hole_is_opaque_afterwards(tmp_path):
     clear = CAT.copy()
     clear.putalpha(MASK)
     photo = read_photo(clear)
-    (pixels,), _ = fill_photo(Stub(), photo)
+    pixels = np.full_like(photo.pixels, 200)
     write_photo(tmp_path / "out.png", photo, pixels)
     with Image.open(tmp_path / "out.png") as file:
         after = np.array(file)
@@ -289,9 +149,7 @@ def test_a_transparent_hole_is_opaque_afterwards(tmp_path):
 def run(checkpoint, tmp_path, monkeypatch):
     """inpainting.main in an empty folder, with the tiny networks."""
     monkeypatch.chdir(tmp_path)
-    return lambda *flags: inpainting.main(
-        ["--checkpoint", str(checkpoint), "--device", "cpu", "--num-workers", "1", *map(str, flags)]
-    )
+    return lambda *flags: inpainting.main(["--checkpoint", str(checkpoint), "--device", "cpu", *map(str, flags)])
 
 
 @pytest.fixture

@@ -6,27 +6,29 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_runs import IMAGES, TRAIN, VAL, events, gradients, step, train
+from training_runs import IMAGES, TRAIN, VAL, events, step, train
 
 from config import load_config
 from evaluation.metrics import psnr
 from maskgit.classical import paint
-from maskgit.data import Maps, to_float
+from maskgit.data import to_float
+from maskgit.dataset import Maps
 from maskgit.decoding import fill
 from maskgit.masks import make_holes, to_hidden
 from models.checkpoint import read_weights, save_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import autoencoder
-from training.autoencoder import Piece, Stage1, random_crops
+from training.autoencoder import MicroBatch, VQGANTrainer, random_crops
 from training.run import apply_gradients
+from utils import autocast
 
 
-def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> Stage1:
-    """A Stage1 of the tiny config; `gan__weight=0` would read vqgan_training.gan.weight."""
+def stage1(config_file, train=TRAIN, val=VAL, **overrides) -> VQGANTrainer:
+    """A VQGANTrainer of the tiny config; `gan__weight=0` would read vqgan_training.gan.weight."""
     keys = {"vqgan_training." + key.replace("__", "."): value for key, value in overrides.items()}
     torch.manual_seed(0)
-    return Stage1(load_config(config_file, keys), torch.device("cpu"), Maps.of(train), val)
+    return VQGANTrainer(load_config(config_file, keys), torch.device("cpu"), Maps.of(train), val)
 
 
 def test_stage_1_learns_a_few_pictures_by_heart(tiny_config_once):
@@ -154,15 +156,40 @@ def test_crops_cut_the_same_square_of_images_and_truth():
         assert random_crops(images, -images, size)[0] is images
 
 
-def test_accumulated_gradients_equal_those_of_the_whole_batch_in_stage_1(tiny_config, monkeypatch):
-    text = tiny_config.read_text().replace("ema_decay: 0.9", "ema_decay: 0.0")  # EMA codes move from piece to piece
-    tiny_config.write_text(text)
-    whole, cut = (stage1(tiny_config, batch_size=8, accumulate=n, adversarial__weight=0.0) for n in (1, 4))
+@pytest.mark.parametrize("gan", [0.0, 0.1])
+def test_micro_batches_are_the_whole_batch_in_stage_1(tiny_config_once, monkeypatch, gan):
+    """Losses, gradients of both networks and the codebook: accumulate saves memory, no more."""
+    keys = {"batch_size": 8, "adversarial__weight": gan, "adversarial__start": 0.0}
+    whole, cut = (stage1(tiny_config_once, accumulate=n, **keys) for n in (1, 4))
     whole.flip = cut.flip = False
-    expected, loss = gradients(autoencoder, monkeypatch, whole, 8)
-    found, accumulated = gradients(autoencoder, monkeypatch, cut, 8)
-    assert accumulated == pytest.approx(loss, rel=1e-5)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    losses, grads = [], []
+    for trainer in (whole, cut):
+        seen = []
+
+        def keep(loss, optimizer, parameters, clip, seen=seen):
+            seen.append([parameter.grad.clone() for parameter in parameters])
+
+        monkeypatch.setattr(autoencoder, "apply_gradients", keep)
+        torch.manual_seed(5)
+        losses.append({key: float(value) for key, value in step(trainer, 0, 8).items()})
+        grads.append(seen)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert len(grads[0]) == (2 if gan else 1)
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-6, rtol=1e-3)
+    for key, tensor in whole.model.codebook.state_dict().items():
+        torch.testing.assert_close(cut.model.codebook.state_dict()[key], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_known_tokens_are_those_of_float32_inside_a_context_of_bfloat16(finetuning):
+    """What inference encodes in float32; in bfloat16 .7 % of the shipped VQGAN's tokens are others."""
+    trainer = finetuning(**{"vqgan_training.token_noise": 0.0})
+    seen, encode = [], trainer.model.encode
+    trainer.model.encode = lambda images: seen.append(torch.is_autocast_enabled("cpu")) or encode(images)
+    (part,) = trainer.fetch(3, torch.arange(8))
+    outside = trainer.decoded(trainer.model, part)[3]
+    with autocast(torch.device("cpu"), "bfloat16"):
+        inside = trainer.decoded(trainer.model, part)[3]
+    assert torch.equal(inside, outside) and seen == [False] * 4
 
 
 def test_tensorboard_holds_losses_rates_codes_and_pictures_of_stage_1(trained):
@@ -179,7 +206,7 @@ def test_tensorboard_holds_losses_rates_codes_and_pictures_of_stage_1(trained):
     assert (picture.width, picture.height) == (4 * 18 - 2, 2 * 18 - 2)  # 4 pictures above their reconstructions
 
 
-# --- stage 1b: the decoder learns to read known pixels ---
+# --- decoder finetuning: the decoder learns to read known pixels ---
 
 KNOWN = {
     "vqgan.decoder.known_width": 4,
@@ -189,27 +216,27 @@ KNOWN = {
 
 
 @pytest.fixture
-def stage1b(trained, tiny_config_once):
-    """A Stage1 on top of the trained VQGAN, its decoder with a branch for known pixels."""
+def finetuning(trained, tiny_config_once):
+    """A VQGANTrainer on top of the trained VQGAN, its decoder with a branch for known pixels."""
 
-    def make(**changes) -> Stage1:
+    def make(**changes) -> VQGANTrainer:
         keys = KNOWN | {"vqgan_training.init": str(trained[0] / "vqgan.safetensors")} | changes
         torch.manual_seed(0)
-        return Stage1(load_config(tiny_config_once, keys), torch.device("cpu"), Maps.of(TRAIN), VAL)
+        return VQGANTrainer(load_config(tiny_config_once, keys), torch.device("cpu"), Maps.of(TRAIN), VAL)
 
     return make
 
 
-def test_stage_1b_starts_as_the_decoder_it_was_given(stage1b, trained):
-    model, plain = stage1b().model.eval(), VQGAN.load(trained[0] / "vqgan.safetensors")
+def test_decoder_finetuning_starts_as_the_decoder_it_was_given(finetuning, trained):
+    model, plain = finetuning().model.eval(), VQGAN.load(trained[0] / "vqgan.safetensors")
     images, hole = to_float(VAL), make_holes("box", len(VAL), 16)
     tokens = plain.encode(images)
     assert torch.equal(model.encode(images), tokens)
     assert torch.equal(model.decode(tokens, images, hole), plain.decode(tokens))
 
 
-def test_stage_1b_moves_the_decoder_and_no_token(stage1b):
-    stage = stage1b(**{"vqgan_training.adversarial.weight": 0.1, "vqgan_training.adversarial.start": 0})
+def test_decoder_finetuning_moves_the_decoder_and_no_token(finetuning):
+    stage = finetuning(**{"vqgan_training.adversarial.weight": 0.1, "vqgan_training.adversarial.start": 0})
     before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
     key = stage.model.tokens_key()
     for number in range(3):
@@ -220,34 +247,34 @@ def test_stage_1b_moves_the_decoder_and_no_token(stage1b):
         assert torch.equal(tensor, before[name]) == frozen, name
 
 
-def test_stage_1b_learns_to_use_the_known_pixels(stage1b):
-    stage = stage1b(**{"vqgan_training.holes": {"box": 1.0}, "vqgan_training.learning_rate": 5e-3,
+def test_decoder_finetuning_learns_to_use_the_known_pixels(finetuning):
+    stage = finetuning(**{"vqgan_training.holes": {"box": 1.0}, "vqgan_training.learning_rate": 2e-3,
                        "vqgan_training.adversarial.weight": 0.0})  # fmt: skip
     with torch.no_grad():
         start = stage.validate(stage.model.eval())
-    for number in range(60):
+    for number in range(120):
         step(stage, number, 8)
     with torch.no_grad():
         end = stage.validate(stage.model.eval())
     assert end["l1"] < 0.8 * start["l1"]
 
 
-def test_a_step_of_stage_1b_draws_holes_and_swaps_as_a_function_of_the_step(stage1b):
-    stage = stage1b()
+def test_a_step_of_decoder_finetuning_draws_holes_and_swaps_as_a_function_of_the_step(finetuning):
+    stage = finetuning()
     first, again, other = (stage.fetch(number, torch.arange(8))[0] for number in (3, 3, 4))
     assert torch.equal(first.hole, again.hole) and torch.equal(first.swaps, again.swaps)
     assert not (torch.equal(first.hole, other.hole) and torch.equal(first.swaps, other.swaps))
     assert first.hole.shape == (8, 1, 16, 16) and first.swaps.shape == (8, 16)
     assert 0 < (first.swaps >= 0).float().mean() < 0.5 and first.swaps.max() < stage.near.shape[1]
-    assert (stage1b(**{"vqgan_training.token_noise": 0.0}).fetch(3, torch.arange(8))[0].swaps == -1).all()
+    assert (finetuning(**{"vqgan_training.token_noise": 0.0}).fetch(3, torch.arange(8))[0].swaps == -1).all()
 
 
-def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
-    stage = stage1b()
+def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(finetuning):
+    stage = finetuning()
     images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
     tokens = stage.model.encode(images)
     swaps = torch.zeros_like(tokens)  # everyone takes its nearest neighbour
-    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, swaps))
+    _, _, shown, found, _ = stage.decoded(stage.model, MicroBatch(TRAIN, hole, TRAIN, swaps))
     hidden = to_hidden(hole, 4)
     assert torch.equal(found[~hidden], tokens[~hidden]) and (found[hidden] != tokens[hidden]).all()
     vectors = stage.model.codebook.vectors()
@@ -257,12 +284,20 @@ def test_swapped_tokens_are_hidden_ones_and_take_similar_codes(stage1b):
     assert torch.equal(shown[known], images[known])
 
 
+def differs(stage, part) -> bool:
+    """Whether the first guess gives a known cell another token than the truth."""
+    known = ~to_hidden(part.hole, 4, rule="majority")
+    tokens = [stage.model.encode(to_float(images)) for images in (part.images, part.painted)]
+    return bool((tokens[0] != tokens[1])[known].any())
+
+
 @pytest.mark.parametrize("pre_filled", [False, True])
-def test_stage_1b_shows_the_decoder_what_inference_will(stage1b, pre_filled):
+def test_decoder_finetuning_shows_the_decoder_what_inference_will(finetuning, pre_filled):
     """Partly missing cells that are known keep the tokens of the painted picture, hidden ones those of the truth."""
     keys = {"vqgan.decoder.pre_filled": pre_filled, "decoding.pre_fill": True, "decoding.token_rule": "majority"}
-    stage = stage1b(**keys, **{"vqgan_training.token_noise": 0.0})
-    (piece,) = stage.fetch(3, torch.arange(8))
+    stage = finetuning(**keys, **{"vqgan_training.token_noise": 0.0})
+    batches = (stage.fetch(number, torch.arange(8))[0] for number in range(50))
+    piece = next(part for part in batches if differs(stage, part))
     assert torch.equal(piece.painted, paint(piece.images, piece.hole, pre_fill=True))
     assert all(torch.equal(part.painted, paint(part.images, part.hole, pre_fill=True)) for part in stage.val)
     images, painted, hidden = to_float(piece.images), to_float(piece.painted), to_hidden(piece.hole, 4, rule="majority")
@@ -280,18 +315,18 @@ def test_a_decoder_that_reads_a_first_guess_learns_from_it(tiny_config_once, tra
         load_config(tiny_config_once, keys)
 
 
-def test_stage_1b_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
+def test_decoder_finetuning_needs_a_branch_and_a_trained_vqgan(tiny_config_once):
     with pytest.raises(ValueError, match=r"known_width and vqgan_training\.init"):
         load_config(tiny_config_once, {"vqgan_training.holes": {"box": 1.0}})
 
 
-def test_guessed_tokens_are_the_transformers_and_only_where_hidden(stage1b, trained):
+def test_guessed_tokens_are_the_transformers_and_only_where_hidden(finetuning, trained):
     guesses = {"transformer": str(trained[0] / "transformer.safetensors"), "share": 0.5, "total_iter": 2}
-    stage = stage1b(**{"vqgan_training.guesses": guesses})
+    stage = finetuning(**{"vqgan_training.guesses": guesses})
     images, hole = to_float(TRAIN), make_holes("half", len(TRAIN), 16)
     tokens, hidden = stage.model.encode(images), to_hidden(hole, 4)
     seeds = torch.arange(len(TRAIN)).masked_fill(torch.arange(len(TRAIN)) % 2 == 0, -1)
-    _, _, shown, found, _ = stage.decoded(stage.model, Piece(TRAIN, hole, TRAIN, seeds=seeds))
+    _, _, shown, found, _ = stage.decoded(stage.model, MicroBatch(TRAIN, hole, TRAIN, seeds=seeds))
     assert torch.equal(found[::2], tokens[::2]) and torch.equal(found[~hidden], tokens[~hidden])
     transformer = stage.transformer
     wanted = fill(transformer.of_hidden, tokens[1::2], hidden[1::2], transformer.mask_id, stage.decoding, [1, 3, 5, 7])
@@ -303,19 +338,19 @@ def test_guessed_tokens_are_the_transformers_and_only_where_hidden(stage1b, trai
     assert {"loss", "l1"} <= set(step(stage, 3, 4)) and not any(p.requires_grad for p in transformer.parameters())
 
 
-def test_guesses_need_holes_and_a_transformer_that_fits(stage1b, trained, tiny_config_once, tmp_path):
+def test_guesses_need_holes_and_a_transformer_that_fits(finetuning, trained, tiny_config_once, tmp_path):
     guesses = {"vqgan_training.guesses.transformer": str(trained[0] / "transformer.safetensors")}
     with pytest.raises(ValueError, match=r"set vqgan_training\.holes"):
         load_config(tiny_config_once, guesses)
     small = load_config(tiny_config_once, {"vqgan.codebook.codes": 8, "transformer.codes": 8}).transformer
     save_weights(tmp_path / "small.safetensors", Transformer(small), small)
     with pytest.raises(ValueError, match=r"small\.safetensors: \(tokens, codes\) \(16, 8\), expected \(16, 16\)"):
-        stage1b(**{"vqgan_training.guesses.transformer": str(tmp_path / "small.safetensors")})
+        finetuning(**{"vqgan_training.guesses.transformer": str(tmp_path / "small.safetensors")})
 
 
 def test_a_gan_keeps_its_last_weights_and_others_their_best(tiny_config_once, tmp_path, monkeypatch):
     scores = iter([1.0, 2.0] * 2)
-    monkeypatch.setattr(Stage1, "validate", lambda self, model: {"score": next(scores)})
+    monkeypatch.setattr(VQGANTrainer, "validate", lambda self, model: {"score": next(scores)})
     for keep, step_kept in (("best", "2"), ("last", "4")):
         out = train("vqgan", tiny_config_once, tmp_path / keep, "--epochs", "2", f"--vqgan_training.keep={keep}")
         assert read_weights(out / "vqgan.safetensors")[1]["step"] == step_kept

@@ -16,9 +16,9 @@ from config import TrainingConfig, load_config
 from models.checkpoint import read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training.autoencoder import Stage1
-from training.run import NotFiniteError, Run, apply_gradients, averaged, learning_rate
-from training.transformer import Stage2
+from training.autoencoder import VQGANTrainer
+from training.run import NotFiniteError, Run, apply_gradients, averaged, lr_schedule
+from training.transformer import TransformerTrainer
 
 
 def settings(**changes) -> TrainingConfig:
@@ -83,8 +83,13 @@ def test_the_average_is_frozen_and_in_eval_mode():
     ],
 )
 def test_learning_rates_at_every_step(changes, rates):
-    found = [learning_rate(settings(**changes), PER_EPOCH, step) for step in range(len(rates))]
-    assert found == pytest.approx(rates, rel=1e-6)
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, found = lr_schedule(optimizer, settings(**changes), PER_EPOCH), []
+    for _ in rates:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx([2 * rate for rate in rates], rel=1e-6)
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(1.0, [-0.6, -0.8]), (0.0, [-3.0, -4.0]), (10.0, [-3.0, -4.0])])
@@ -386,7 +391,7 @@ def test_a_loss_that_turns_nan_stops_with_the_last_checkpoint_intact(tmp_path, m
     """The run that is resumed after it is bit-equal to one that was never poisoned."""
     arguments = [f"--{stage}_training.save_every", "2", "--epochs", "3"]
     arguments += ["--vqgan", str(trained[0] / "vqgan.safetensors")] if stage == "transformer" else []
-    cls, name = (Stage1, "reconstruction_loss") if stage == "vqgan" else (Stage2, "cross_entropy")
+    cls, name = (VQGANTrainer, "reconstruction_loss") if stage == "vqgan" else (TransformerTrainer, "cross_entropy")
     sound = getattr(cls, name)
 
     def poisoned(self, *args, **options):
@@ -434,7 +439,7 @@ def test_a_folder_without_pictures_is_named(tmp_path, capsys, trained, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_init_starts_from_weights(tmp_path, monkeypatch, trained, stage):
-    module, cls = (training_vqgan, "Stage1") if stage == "vqgan" else (training_transformer, "Stage2")
+    module, cls = (training_vqgan, "VQGANTrainer") if stage == "vqgan" else (training_transformer, "TransformerTrainer")
     source, started = trained[0] / f"{stage}.safetensors", []
 
     class Spy(getattr(module, cls)):

@@ -10,18 +10,21 @@ from training_runs import TRAIN, VAL, checkpoint, differences, events, gradients
 
 import training_transformer
 from config import load_config
-from maskgit.data import GREY, ImageDataset, Maps, to_float
-from maskgit.masks import FAMILIES, composite, make_holes
+from maskgit.data import GREY, to_float
+from maskgit.dataset import ImageDataset, Maps
+from maskgit.inpainter import Inpainter
+from maskgit.masks import FAMILIES, composite, make_holes, to_hidden
 from models.checkpoint import file_hash, read_weights, save_weights
 from models.vqgan import VQGAN
 from training import transformer
-from training.transformer import PREVIEWED, Stage2, encode
+from training.run import VAL_SEED
+from training.transformer import PREVIEWED, TransformerTrainer, encode
 
 CPU = torch.device("cpu")
 
 
-def stage2(config_file, **overrides) -> Stage2:
-    """A Stage2 of the tiny config on tokens of a random VQGAN, both views."""
+def stage2(config_file, **overrides) -> TransformerTrainer:
+    """A TransformerTrainer of the tiny config on tokens of a random VQGAN, both views."""
     keys = {"transformer_training." + key: value for key, value in overrides.items() if "." not in key}
     config = load_config(config_file, keys | {key: value for key, value in overrides.items() if "." in key})
     torch.manual_seed(0)
@@ -30,7 +33,7 @@ def stage2(config_file, **overrides) -> Stage2:
         torch.from_numpy(np.concatenate(list(encode(vqgan, Maps.of(images), CPU, views)))).view(-1, 1, 4, 4)
         for images, views in ((TRAIN, 2), (VAL, 1))
     )
-    return Stage2(config, CPU, vqgan, Maps.of(tokens), val.flatten(1), VAL)
+    return TransformerTrainer(config, CPU, vqgan, Maps.of(tokens), val.flatten(1), VAL)
 
 
 def test_stage_2_learns_a_few_pictures_by_heart(tiny_config_once):
@@ -97,7 +100,7 @@ def test_validation_is_the_mean_over_tokens_however_the_images_are_cut(tiny_conf
     with torch.no_grad():
         for counted in (hidden, torch.ones_like(hidden)):
             whole = float(stage.cross_entropy(stage.model, stage.val, hidden, counted))
-            assert stage._mean_loss(stage.model, hidden, counted) == pytest.approx(whole, rel=1e-5)
+            assert stage._mean_loss(stage.model, hidden, counted, stage.val) == pytest.approx(whole, rel=1e-5)
 
 
 def test_hole_families_are_compared_by_their_hidden_tokens_whatever_the_training_counts(tiny_config_once):
@@ -159,7 +162,7 @@ def test_images_are_encoded_once_a_view_and_trained_on_from_the_cache(tmp_path, 
     for flip, views in (("true", 2), ("false", 1)):
         counted, stages, sound = [], [], VQGAN.encode
 
-        class Spy(Stage2):
+        class Spy(TransformerTrainer):
             def __init__(self, *args, stages=stages):
                 super().__init__(*args)
                 stages.append(self)
@@ -168,7 +171,7 @@ def test_images_are_encoded_once_a_view_and_trained_on_from_the_cache(tmp_path, 
             patch.setattr(
                 VQGAN, "encode", lambda net, x, counted=counted, sound=sound: counted.append(len(x)) or sound(net, x)
             )
-            patch.setattr(training_transformer, "Stage2", Spy)
+            patch.setattr(training_transformer, "TransformerTrainer", Spy)
             train("transformer", config, tmp_path / flip, "--vqgan", str(out / "vqgan.safetensors"), "--epochs", "4",
                   "--data.flip", flip)  # fmt: skip
         assert counted[: views + 1] == [8] * views + [4] and set(counted[views + 1 :]) == {4}  # then previews alone
@@ -185,14 +188,14 @@ def test_the_frozen_vqgan_stays_frozen(tmp_path, monkeypatch, trained):
     source = out / "vqgan.safetensors"
     before, stages = file_hash(source), []
 
-    class Spy(Stage2):
+    class Spy(TransformerTrainer):
         def update(self, *args):
             losses = super().update(*args)
             assert not any(module.training for module in self.vqgan.modules())
             stages.append(self)
             return losses
 
-    monkeypatch.setattr(training_transformer, "Stage2", Spy)
+    monkeypatch.setattr(training_transformer, "TransformerTrainer", Spy)
     train("transformer", config, tmp_path, "--vqgan", str(source))
     stage = stages[-1]
     assert len(stages) == 4 and stage.model.training
@@ -357,3 +360,41 @@ def test_windows_out_of_a_token_map_need_an_encoder_that_sees_a_patch_alone(tmp_
     train("vqgan", config, tmp_path, *large_pictures, *conv)
     told = refusal(capsys, "transformer", config, tmp_path, *large_pictures, *conv)
     assert "data.windows: random needs vqgan.encoder.kind: patch" in told
+
+
+# --- validation sees what inference sees ---
+
+
+def test_validation_by_family_hides_and_shows_what_inference_does(tiny_config_once, monkeypatch):
+    trainer = stage2(tiny_config_once, **{"decoding.token_rule": "majority", "decoding.pre_fill": True})
+    inpainter = Inpainter(trainer.vqgan, trainer.model, trainer.decoding, CPU)
+    for family in FAMILIES:
+        hole = make_holes(family, len(VAL), 16, VAL_SEED)
+        shown, hidden = trainer.shown[family]
+        result = inpainter.complete(VAL, hole, range(len(VAL)))
+        assert torch.equal(result.hidden, hidden)
+        assert torch.equal(result.tokens[~hidden], shown[~hidden].long())
+    changed = [(trainer.shown[f][0] != trainer.val)[~trainer.shown[f][1]].any() for f in FAMILIES]
+    assert any(changed)  # partly missing cells have other tokens than the truth's, or this says nothing
+    seen = []
+    monkeypatch.setattr(trainer, "_preview", lambda model: torch.zeros(3, 4, 4))
+    with torch.no_grad():
+        trainer.validate(lambda tokens, select: seen.append((tokens, select)) or torch.zeros(int(select.sum()), 16))
+    shown, hidden = trainer.shown["half"]
+    assert torch.equal(seen[-1][0], shown.long().masked_fill(hidden, 16)) and torch.equal(seen[-1][1], hidden)
+
+
+def test_validation_and_training_draw_from_different_holes(tiny_config_once):
+    trainer = stage2(tiny_config_once, hiding={"walk": 1.0})
+    count = len(trainer.hide_val._bank[0])
+    same = (trainer.hide._bank[0][:count] == trainer.hide_val._bank[0]).all(dim=1)
+    assert count > 100 and same.float().mean() < 0.05  # hole i of a seed would be hole i of the other
+
+
+@pytest.mark.parametrize("rule", ["any", "majority"])
+def test_training_hides_by_the_rule_of_inference(tiny_config_once, rule):
+    trainer = stage2(tiny_config_once, hiding={"thick": 1.0}, **{"decoding.token_rule": rule})
+    expected = to_hidden(make_holes("thick", 1024, 16, 0), 4, rule=rule)
+    some = expected.any(dim=1)
+    assert torch.equal(trainer.hide._bank[0][some], expected[some])
+    assert trainer.hide._bank[0].any(dim=1).all()
