@@ -74,7 +74,7 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of the networks; auto: bfloat16 where the device has it"
     )
-    seed: int = Field(0, ge=0, description="every draw of the training is a function of it and the step")
+    seed: int = Field(0, ge=0, lt=2**31, description="every draw of the training is a function of it and the step")
     validate_every: float = Field(1.0, gt=0, description="epochs between two validations")
     validate_on: int = Field(0, ge=0, description="validation images looked at; 0: all")
     save_every: int = Field(200, ge=1, description="steps between two checkpoints to resume from")

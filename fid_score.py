@@ -11,10 +11,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import sys
 import zipfile
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from config import add_flag
 from evaluation.metrics import Moments, frechet_distance
 from maskgit.data import list_images, to_float
 from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
+from models.checkpoint import file_hash, replace_file
 from models.features import FEATURES, WeightsError, feature_network
+from utils import pick_device
 
 FEW_IMAGES = 2048
 
@@ -88,11 +91,12 @@ def truth_moments(truth: Tensor, key: str, cache: Path | None, compute) -> tuple
             raise ValueError(f"{file}: not a readable cache file, delete it or pass --no-cache ({error})") from error
     moments = compute()
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")  # renamed when complete: no reader meets half a file
-        with open(temporary, "wb") as stream:
-            np.savez(stream, mean=moments.mean, covariance=moments.covariance)
-        temporary.replace(file)
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "wb") as stream:  # np.savez would add .npz to a name
+                np.savez(stream, mean=moments.mean, covariance=moments.covariance)
+
+        replace_file(file, write)
     return moments.mean, moments.covariance
 
 
@@ -110,9 +114,11 @@ def read_manifest(results: Path) -> dict:
     return manifest
 
 
-def find_paths(arguments) -> tuple[Path, Path]:
-    """`(folder of results, truth)`: as given, the rest from the manifest. Raises ValueError when that does not help."""
-    predicted, truth, root = arguments.predicted_path, arguments.gtcsv_path, arguments.results
+def find_paths(predicted: Path | None, truth: Path | None, root: Path) -> tuple[Path, Path]:
+    """`(folder of results, truth)`: as given, the rest from the manifest in `root`.
+
+    Raises ValueError where that does not help.
+    """
     manifest = {} if predicted and truth else read_manifest(root)
     if truth is None:
         if not manifest.get("truth"):
@@ -144,8 +150,7 @@ def score(predicted: Path, truth: Path, features: str = "inception", feature_wei
     results, true_images = read_results(predicted, workers), read_truth(truth)
     check_comparable(results, true_images, predicted, truth)
     network = feature_network(features, feature_weights).to(device)
-    with open(network.weights_file, "rb") as file:
-        weights_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    weights_hash = file_hash(network.weights_file)
     true_mean, true_covariance = truth_moments(
         true_images, f"{features} {weights_hash}", cache,
         lambda: feature_moments(true_images, network, batch_size, device, "truth"),
@@ -180,23 +185,14 @@ def _count(least: int):
     return count
 
 
-def _device(text: str) -> torch.device:
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise argparse.ArgumentTypeError(f"device {text!r} cannot be used ({str(error).splitlines()[0]})") from error
-
-
-def parse(argv=None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The command line; option names may be written with hyphens or underscores."""
     parser = argparse.ArgumentParser(
         prog="fid_score.py",
         description="Scores inpainted pictures against the true ones. Without arguments: the pictures of "
         "results/test_results against the truth that results/manifest.json names. Lower is better.",
     )
-    add = parser.add_argument
+    add = partial(add_flag, parser)
     add("--predicted-path", type=Path, metavar="DIR", help="folder of results (default: test_results in --results)")
     add("--gtcsv-path", type=Path, metavar="TRUTH", help="true images: a folder, an .npz (array images, (N, H, W, 3) "
         "uint8) or the lab's test_gt.csv (default: the manifest's)")  # fmt: skip
@@ -208,22 +204,26 @@ def parse(argv=None) -> argparse.Namespace:
         "(default: downloaded)")  # fmt: skip
     add("--batch-size", type=_count(1), default=64, metavar="N", help="images at a time (default: 64)")
     add("--num-workers", type=_count(0), default=4, metavar="N", help="threads that read results (default: 4)")
-    add("--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add("--json", type=Path, metavar="FILE", help="where the report goes (default: fid_score.json beside the results)")
     add("--cache", type=Path, default=default_cache(), metavar="DIR",
         help="keeps the statistics of the truth (default: %(default)s)")  # fmt: skip
     add("--no-cache", dest="cache", action="store_const", const=None, help="compute them anew, keep nothing")
-    argv = sys.argv[1:] if argv is None else argv
-    return parser.parse_args([re.sub(r"^--[\w-]+", lambda name: name[0].replace("_", "-"), str(text)) for text in argv])
+    return parser
 
 
 def main(argv=None) -> dict:
     """Prints the score, writes it as JSON and returns it. Input that cannot be scored ends with a one-line error."""
-    arguments = parse(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
     try:
-        predicted, truth = find_paths(arguments)
+        device = pick_device(arguments.device)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        predicted, truth = find_paths(arguments.predicted_path, arguments.gtcsv_path, arguments.results)
         report = score(predicted, truth, arguments.features, arguments.feature_weights, arguments.batch_size,
-                       arguments.device, arguments.num_workers, arguments.cache)  # fmt: skip
+                       str(device), arguments.num_workers, arguments.cache)  # fmt: skip
     except (ValueError, OSError, WeightsError) as error:
         raise SystemExit(f"fid_score.py: error: {error}") from error
     if report["n"] < FEW_IMAGES:
@@ -234,8 +234,8 @@ def main(argv=None) -> dict:
             f"{report['weights']} is not the published Inception file (SHA-256 {published}...); do not compare with it"
         )
     path = arguments.json or predicted.resolve().parent / "fid_score.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     print(f"{report['label']}: {report['value']:.4f}")
     print(f"n = {report['n']}")
     return report

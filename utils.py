@@ -29,11 +29,10 @@ def start_logging() -> None:
 
 def mix(*numbers: int) -> int:
     """A well-mixed 63-bit seed from integers >= 0: every random draw is a function of (seed, step)."""
-    zeros = 0
-    while zeros < len(numbers) and numbers[-1 - zeros] == 0:
-        zeros += 1
-    # SeedSequence pads with zeros, so those at the end would not count
-    sequence = np.random.SeedSequence(numbers, spawn_key=(zeros,) if zeros else ())
+    if numbers and numbers[-1] == 0:  # SeedSequence pads with zeros: those at the end would not count
+        sequence = np.random.SeedSequence((*numbers, len(numbers)), pool_size=8)
+    else:
+        sequence = np.random.SeedSequence(numbers)
     return int(sequence.generate_state(1, np.uint64).item() >> 1)
 
 

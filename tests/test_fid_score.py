@@ -271,7 +271,7 @@ def test_missing_paths_and_weights_end_with_one_line(results, truth):
     [
         (["--batch-size", "0"], "expected a whole number of at least 1, found '0'"),
         (["--num-workers", "-1"], "--num-workers"),
-        (["--device", "toaster"], "device 'toaster' cannot be used"),
+        (["--device", "toaster"], "--device toaster: expected auto, cpu"),
         (["--features", "clip"], "inception"),
         (["somewhere"], "somewhere"),
     ],
@@ -284,15 +284,15 @@ def test_wrong_options_are_named(arguments, message, capsys):
 
 
 def test_underscores_in_values_stay(tmp_path):
-    arguments = fid_score.parse(["--predicted_path=my_results/a_b", "--gtcsv_path", "test_gt.csv"])
+    arguments = fid_score.build_parser().parse_args(["--predicted_path=my_results/a_b", "--gtcsv_path", "test_gt.csv"])
     assert (arguments.predicted_path, arguments.gtcsv_path) == (Path("my_results/a_b"), Path("test_gt.csv"))
 
 
 def test_cache_folder_follows_xdg_cache_home(monkeypatch, tmp_path):
-    assert fid_score.parse([]).cache == tmp_path / "home-cache" / "maskgit-inpainting"
+    assert fid_score.build_parser().parse_args([]).cache == tmp_path / "home-cache" / "maskgit-inpainting"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert fid_score.parse([]).cache == Path.home() / ".cache" / "maskgit-inpainting"
-    assert fid_score.parse(["--no-cache"]).cache is None
+    assert fid_score.build_parser().parse_args([]).cache == Path.home() / ".cache" / "maskgit-inpainting"
+    assert fid_score.build_parser().parse_args(["--no-cache"]).cache is None
 
 
 def test_help_names_the_kinds_of_truth(capsys):

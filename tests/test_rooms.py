@@ -23,7 +23,7 @@ ALLOWED = {
     "training": "config evaluation maskgit models utils",
     "benchmark": "config evaluation maskgit models training utils",
     "demo": "config maskgit photos utils",
-    "fid_score": "evaluation maskgit models",
+    "fid_score": "config evaluation maskgit models utils",
     "inpainting": "config evaluation maskgit models photos utils",
     "make_cats": "maskgit",
     "make_masks": "maskgit",

@@ -1,7 +1,6 @@
 """Stage 1: what a step of training a VQGAN does, and of finetuning its decoder beside known pixels."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -187,10 +186,12 @@ class VQGANTrainer:
         return images, output.float(), composite(output.float(), images, hole), tokens, loss
 
     def losses(
-        self, network: nn.Module, part: MicroBatch, crops: torch.Generator, adversarial: bool
+        self, network: nn.Module, step: int, part: MicroBatch, adversarial: bool
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Losses of a micro-batch (rec: all of the reconstruction, weighted), images, what is shown of the output
         (b, 3, H, W), tokens (b, n)."""
+        # the same crop in all micro-batches and processes
+        crops = torch.Generator().manual_seed(mix(self.settings.seed, 4, step))
         with autocast(self.device, self.settings.precision):
             images, output, shown, tokens, codebook = self.decoded(network, part)
             rec, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
@@ -203,11 +204,9 @@ class VQGANTrainer:
         """One step of both optimizers on what `fetch` made; its losses are the means over the whole batch."""
         adversarial = self.discriminator is not None and step >= self.gan_start
         means, outputs, uses = {}, [], torch.zeros(self.codes, device=self.device)
-        crops = partial(torch.Generator().manual_seed, mix(self.settings.seed, 4, step))  # the same in every process
-        weight = self._adaptive_weight(batch, crops()) if adversarial and len(batch) > 1 else None
-        places = crops()
+        weight = self._adaptive_weight(step, batch) if adversarial and len(batch) > 1 else None
         for part in micro_batches(self.network, batch):
-            losses, images, shown, tokens = self.losses(self.network, part, places, adversarial)
+            losses, images, shown, tokens = self.losses(self.network, step, part, adversarial)
             loss = losses["rec"]
             if adversarial:
                 last = self.model.decoder.last_layer
@@ -227,12 +226,12 @@ class VQGANTrainer:
             means["discriminator"] = self._update_discriminator(outputs)
         return {key: value for key, value in means.items() if key != "rec"}
 
-    def _adaptive_weight(self, batch: list[MicroBatch], crops: torch.Generator) -> Tensor:
+    def _adaptive_weight(self, step: int, batch: list[MicroBatch]) -> Tensor:
         """The GAN's weight for several micro-batches: a pass of its own, since their gradients add up first."""
         total, last = 0.0, self.model.decoder.last_layer
         self.model.eval()  # the codebook is to see the vectors once
         for part in batch:
-            losses, *_ = self.losses(self.model, part, crops, adversarial=True)
+            losses, *_ = self.losses(self.model, step, part, adversarial=True)
             total = total + layer_gradients(losses["rec"], losses["gan"], last) / len(batch)
         self.model.train()
         return adaptive_weight(total)
