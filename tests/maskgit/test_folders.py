@@ -5,10 +5,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import colourful, write_pictures
 from PIL import Image
 
 from maskgit import folders
-from maskgit.folders import Folders, batches, chelsea
+from maskgit.folders import Folders, batches, chelsea, read_truth
 from maskgit.inpainter import to_hole, to_images
 from maskgit.masks import FAMILIES
 
@@ -210,3 +211,92 @@ def test_images_that_do_not_fit_are_described(given, message):
 def test_holes_that_do_not_fit_are_described(given, message):
     with pytest.raises(ValueError, match=message):
         to_hole(given, 16)
+
+
+# --- the truth --------------------------------------------------------------------------------------------------------
+
+
+def write_csv(path, images: np.ndarray):
+    """The lab's test_gt.csv: a header, then rows of H*W*3 integers in H, W, C order."""
+    rows = [",".join(map(str, image.ravel())) for image in images]
+    path.write_text("\n".join([",".join(f"p{i}" for i in range(images[0].size)), *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path) -> np.ndarray:
+    """3 images, as tmp_path/folder, truth.npz and test_gt.csv."""
+    images = colourful(3, size=8)
+    write_pictures(tmp_path / "folder", 3, size=8)
+    np.savez(tmp_path / "truth.npz", other=np.zeros(2), images=images)
+    np.savez(tmp_path / "unnamed.npz", images)
+    write_csv(tmp_path / "test_gt.csv", images)
+    return images
+
+
+@pytest.mark.parametrize("name", ["folder", "truth.npz", "unnamed.npz", "test_gt.csv"])
+def test_truth_is_the_same_from_a_folder_an_npz_and_a_csv(tmp_path, truth, name):
+    read = read_truth(tmp_path / name)
+    assert read.dtype == torch.uint8 and read.is_contiguous()
+    assert torch.equal(read, torch.from_numpy(truth).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "told"),
+    [
+        (2, "1,2,3", "line 3: 3 values, expected"),
+        (2, "", "line 3: 0 values, expected"),
+        (3, "x," * 191 + "x", "line 4: invalid literal"),
+        (3, "1.5," * 191 + "1", "line 4: invalid literal"),
+        (1, "256," * 191 + "0", r"line 2: values outside 0\.\.255"),
+        (1, "0," * 191 + "-1", r"line 2: values outside 0\.\.255"),
+    ],
+)
+def test_a_malformed_csv_row_is_named_by_file_and_line(tmp_path, truth, row, text, told):
+    lines = (tmp_path / "test_gt.csv").read_text().splitlines()
+    lines[row] = text
+    (tmp_path / "test_gt.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=rf"test_gt\.csv, {told}"):
+        read_truth(tmp_path / "test_gt.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("only_header.csv", b"a,b,c\n", "no rows after the header"),
+        ("empty.csv", b"", "no rows after the header"),
+        ("not_square.csv", b"a\n1,2,3,4,5,6\n", "line 2: 6 values"),
+        ("binary.csv", b"\xff\xfe\x00\n\x80", "not a .csv file"),
+        ("broken.npz", b"PK\x03\x04 cut short", "not an .npz of plain arrays"),
+        ("truth.txt", b"1", "true images come as a folder, an .npz or a .csv file"),
+    ],
+)
+def test_a_truth_that_cannot_be_read_is_named(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{told}"):
+        read_truth(tmp_path / name)
+
+
+def test_a_missing_truth_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.csv: no such folder or file of true images"):
+        read_truth(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8)],
+    ids=["channels first", "float", "one image"],
+)
+def test_an_npz_of_another_layout_is_refused(tmp_path, array):
+    np.savez(tmp_path / "truth.npz", images=array)
+    with pytest.raises(ValueError, match=r"truth\.npz: expected uint8 \(N, H, W, 3\), found"):
+        read_truth(tmp_path / "truth.npz")
+
+
+def test_an_npz_of_pickled_objects_and_an_empty_one_are_refused(tmp_path):
+    """Reading the truth executes no code."""
+    np.savez(tmp_path / "objects.npz", images=np.array([{}, []], dtype=object))
+    np.savez(tmp_path / "empty.npz")
+    for name in ("objects", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz: not an \.npz of plain arrays"):
+            read_truth(tmp_path / f"{name}.npz")
