@@ -131,7 +131,8 @@ def find_paths(predicted: Path | None, truth: Path | None, root: Path) -> tuple[
         if listed != found:
             raise ValueError(
                 f"{predicted}: its files are not those of {root / 'manifest.json'}: "
-                f"missing {_some(listed - found)}, left over {_some(found - listed)}"
+                f"missing {_some(listed - found)}, left over {_some(found - listed)}; "
+                "remove the folder and fill again, or fill into another --out"
             )
     return predicted, truth
 

@@ -38,7 +38,7 @@ __all__ = ["Inpainter", "InpaintingResult"]
 # --- the weights that are here ---
 
 SHELVES = (ROOT / "pretrained", Path("checkpoints"))  # the trainings write to checkpoints/ of the current folder
-LINE = "{:<24} {:>9} {:>22} {:>14} {:>16}"
+LINE = "{:<30} {:>9} {:>22} {:>14} {:>16}"
 
 
 def listing(shelves: Iterable[Path] = SHELVES) -> str:
@@ -299,6 +299,7 @@ def fill_photos(inpainter: Inpainter, args: argparse.Namespace, decoding: Decodi
             for sample, pixels in enumerate(pictures):
                 path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
                 notes += write_photo(path, photo, pixels)
+                tqdm.write(f"{image} -> {path}")
         except (ValueError, OSError) as error:
             done = False
             tqdm.write(f"inpainting.py: error: {error}", file=sys.stderr)

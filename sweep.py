@@ -103,7 +103,7 @@ class SweepConfig(Settings):
         """With the methods `names` alone. Raises ValueError listing the known ones."""
         known = [method.name for method in self.rows]
         if unknown := set(names or ()) - set(known):
-            raise ValueError(f"--rows {', '.join(unknown)}: expected some of {', '.join(known)}")
+            raise ValueError(f"--rows {', '.join(unknown)}: expected some of {', '.join(map(repr, known))}")
         methods = tuple(method for method in self.rows if not names or method.name in names)
         return self.model_copy(update={"rows": methods})
 

@@ -25,8 +25,8 @@ class Perceptual(nn.Module):
                 self.model = lpips.LPIPS(net=net, pnet_rand=weights is not None, verbose=False)
             except OSError as error:
                 raise RuntimeError(
-                    f"the {net} backbone of LPIPS could not be downloaded ({error}); set perceptual.weights or "
-                    "--lpips-weights to a local file with torchvision's weights"
+                    f"the {net} backbone of LPIPS could not be downloaded ({error}); name a local file with "
+                    "torchvision's weights: --vqgan_training.perceptual.weights in training, --lpips-weights elsewhere"
                 ) from error
         if weights is not None:
             self._fill(weights)

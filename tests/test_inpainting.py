@@ -683,4 +683,4 @@ def test_no_weights_anywhere_is_said(tmp_path):
 
 
 def test_the_shipped_weights_are_on_the_list():
-    assert "cats64" in (text := inpainting.listing()) and "64x64" in text and "Fills holes in 64x64 pictures" in text
+    assert "cats64" in (text := inpainting.listing()) and "64x64" in text and "fills holes in 64x64 pictures" in text

@@ -191,7 +191,7 @@ def test_the_first_n_images_keep_their_holes(config):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--rows", "mine"], "--rows mine: expected some of grey, Telea, floor, ours, argmax"),
+        (["--rows", "mine"], "--rows mine: expected some of 'grey', 'Telea', 'floor', 'ours', 'argmax'"),
         (["--n", "7"], "data.n 7: expected 2 to 6, the images in"),
         (["--n", "1"], "data.n 1: expected 2 to 6"),
         (["--data.generated", "[blob]"], "data.generated: unknown family blob, expected some of walk"),

@@ -181,6 +181,8 @@ def test_an_unknown_net_raises_and_lists_the_known_ones():
 
 def test_without_weights_and_network_the_error_says_what_to_set(connections, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing was downloaded before
-    with pytest.raises(RuntimeError, match=r"alex backbone.*could not be downloaded.*set perceptual\.weights"):
+    with pytest.raises(
+        RuntimeError, match=r"alex backbone.*could not be downloaded.*vqgan_training\.perceptual\.weights"
+    ):
         Perceptual("alex")
     assert connections
