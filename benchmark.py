@@ -24,10 +24,10 @@ from torchvision.utils import save_image
 
 from config import Config, add_flag, load_config
 from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
-from maskgit.data import GREY, to_float
+from maskgit.data import GREY, Inputs, to_float
 from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
-from maskgit.inpainter import Inpainter, Inputs
+from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes, schedule, to_hidden
 from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from maskgit.decoding import DecodingConfig
 from maskgit.hiding import HOLES, POLICIES, checked_weights
 from models.autoencoder import VQGANConfig
-from models.settings import Settings, explain, parse_yaml, read_yaml
+from models.settings import Settings, explain, parse_yaml, read_config
 from models.transformer import TransformerConfig
 from utils import ROOT
 
@@ -178,37 +178,6 @@ def parse_overrides(arguments: list[str]) -> dict[str, object]:
         except yaml.YAMLError as error:
             raise ValueError(f"--{key}: {value!r} is not a YAML value") from error
     return overrides
-
-
-def read_config(path, root: type[Settings] = Config, above: tuple[Path, ...] = ()) -> dict:
-    """The values in the YAML file `path` upon those of its `base`, if it names one.
-
-    Sections merge key by key; lists, and mappings of free keys such as `hiding`, replace. Raises FileNotFoundError, or
-    ValueError naming the files: a base that is missing, or that leads back to the file.
-    """
-    path = Path(path)
-    if path.resolve() in above:
-        raise ValueError(f"{path}: its base leads back to itself: {' -> '.join(other.name for other in above)}")
-    values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ValueError(f"{path}: base: expected the name of a file, found {base!r}")
-    ground = path.parent / base
-    if not ground.is_file():
-        raise FileNotFoundError(f"{path}: base: no such file {ground}")
-    return _merged(read_config(ground, root, (*above, path.resolve())), values, root)
-
-
-def _merged(ground: dict, own: dict, section: type[Settings]) -> dict:
-    merged = dict(ground)
-    for key, value in own.items():
-        field = section.model_fields.get(key)
-        inner = field.annotation if field and isinstance(field.annotation, type) else None
-        nested = inner and issubclass(inner, Settings) and isinstance(value, dict) and isinstance(ground.get(key), dict)
-        merged[key] = _merged(ground[key], value, inner) if nested else value
-    return merged
 
 
 def load_config(path=DEFAULT, overrides: dict[str, object] | None = None, root: type[Settings] = Config) -> Settings:

@@ -146,7 +146,7 @@ def score(predicted: Path, truth: Path, features: str = "inception", feature_wei
     """The Frechet distance of the pictures in `predicted` from those in `truth`, as the report that --json writes.
 
     `cache` is the folder for the statistics of the truth, None for none. Raises ValueError, FileNotFoundError, or
-    metrics.WeightsError when the Inception weights cannot be downloaded.
+    models.features.WeightsError when the weights of the features cannot be downloaded.
     """
     results, true_images = read_results(predicted, workers), read_truth(truth)
     check_comparable(results, true_images, predicted, truth)

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from config import add_flag
 from evaluation.metrics import RunningAverages, diversity
-from maskgit.data import to_float
+from maskgit.data import Inputs, to_float
 from maskgit.decoding import SAMPLERS, DecodingConfig
 from maskgit.folders import Folders, Options, chelsea, inpaint, write_manifest
-from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult, Inputs
+from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult
 from maskgit.masks import SCHEDULES, TOKEN_RULES
 from models.perceptual import Perceptual
 from photos.crops import CONTEXT

@@ -35,8 +35,7 @@ from maskgit.data import list_images, write_image
 from maskgit.dataset import read_holes
 from maskgit.folders import chelsea, read_truth
 from maskgit.masks import FAMILIES, make_holes
-from maskgit.visualize import Row as Strip
-from maskgit.visualize import contact_sheet
+from maskgit.visualize import Strip, contact_sheet
 from models.settings import Settings
 from utils import ROOT, log, machine, pick_device, start_logging
 
@@ -108,7 +107,7 @@ class SweepConfig(Settings):
         return self.model_copy(update={"rows": methods})
 
     def measurable(self) -> "SweepConfig":
-        """Without the methods whose weights are missing; a line says which, and how to make them.
+        """Without the methods whose weights are missing; the log says which, and how to make them.
 
         Raises ValueError where none is left.
         """
@@ -181,6 +180,8 @@ class Sweep:
         entries = []
         for family, hole in self.holes.items():
             place = self.evaluator.identity | {"hole": digest(hole)}
+            if self.device.type != "cpu":  # where the evaluator's networks run; keys of lines from a CPU never named it
+                place["evaluated on"] = self.device.type
             for method in self.config.rows:
                 if family == WHOLE and method.kind != "vq_reconstruction":
                     continue
@@ -215,20 +216,33 @@ def key_of(settings: dict, place: dict[str, str], seed: int | None) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def run(sweep: Sweep, out: Path, command: str) -> None:
-    """Measures what rows.csv in `out` lacks, adding to it after every entry, and reports after every family."""
+def run(sweep: Sweep, out: Path, command: str, methods: list[str]) -> None:
+    """Measures what rows.csv in `out` lacks, adding to it after every entry, and reports after every family.
+
+    The report has the `methods`, those that the sweep could not open as they were last measured on as many images.
+    """
     entries, path = sweep.entries(), out / "rows.csv"
     wanted = [(entry.method.name, entry.key) for entry in entries]
-    done = {(line.method, line.key) for line in read_lines(path)}
-    todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in done]
+
+    def done() -> set[tuple[str, str]]:
+        return {(line.method, line.key) for line in read_lines(path)}
+
+    def report() -> None:
+        lines, closed = read_lines(path), [name for name in methods if name not in sweep.networks]
+        lines = chosen(lines, wanted) + latest(lines, closed, len(sweep.truth))
+        write_report(out, latest(lines, methods), about)
+
+    measured = done()
+    todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in measured]
     log.info(f"{len(entries)} entries of {len(sweep.truth)} images, {len(entries) - len(todo)} of them in {path}")
     about = describe(sweep, command)
     for number, entry in enumerate(tqdm(todo, desc="sweep", unit="entry"), start=1):
-        add_line(path, sweep.measure(entry))
+        if (entry.method.name, entry.key) not in done():  # another process may have measured it meanwhile
+            add_line(path, sweep.measure(entry))
         if number == len(todo) or todo[number].family != entry.family:
-            write_report(out, chosen(read_lines(path), wanted), about)
+            report()
     if not todo:
-        write_report(out, chosen(read_lines(path), wanted), about)
+        report()
     if cats := strips(sweep):
         write_image(out / "chelsea.png", contact_sheet(cats))
 
@@ -290,8 +304,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = load_config(args.config, flags | parse_overrides(rest), SweepConfig).only(args.rows)
         out = args.out or Path("results") / "sweeps" / args.config.stem
-        lines = latest(read_lines(out / "rows.csv"), [method.name for method in config.rows])
+        methods = [method.name for method in config.rows]
+        lines = latest(read_lines(out / "rows.csv"), methods, flags.get("data.n"))
         if args.report:
+            taken = {"config", "out", "rows", "report", "data.n"}
+            idle = {name for name, value in vars(args).items() if value != parser.get_default(name)} - taken
+            if idle := [f"--{name.removeprefix('evaluator.').replace('_', '-')}" for name in sorted(idle)] + rest:
+                raise ValueError(f"{' '.join(idle)}: would do nothing with --report")
             if not lines:
                 raise ValueError(f"{out / 'rows.csv'}: nothing there to report")
             write_report(out, lines, {"command": f"`{command}`", "images": f"n = {lines[0].n}"})
@@ -300,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     if not args.report:
-        run(sweep, out, command)
+        run(sweep, out, command, methods)
     log.info(f"{out / 'results.md'}   {out / 'rows.csv'}")
 
 

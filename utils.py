@@ -17,6 +17,8 @@ import torch.distributed as dist
 log = logging.getLogger("maskgit")
 ROOT = Path(__file__).resolve().parent  # of the repository
 
+torch.backends.cudnn.allow_tf32 = False  # by default a convolution in float32 rounds to 10 bits on a GPU: tokens flip
+
 # oneDNN keeps 1024 kernels of megabytes each, and on a CPU every new number of hidden tokens makes more of them
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 

@@ -24,6 +24,7 @@ from models.vqgan import VQGAN
 from utils import ROOT, images_at_once, mix, uses_bfloat16
 
 NETWORKS = ("vqgan", "transformer")
+DRAWS = 2  # the rule by which a seed becomes draws, counted up when the same seed comes to give another result
 RINGS = 4  # of tokens around a hole in which the leak is measured
 FORMER_KINDS = {"floor": "vq_reconstruction"}  # as configs and rows.csv called them before
 
@@ -105,6 +106,8 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
     if method.kind == "inpainting":
         settings |= method.model_dump(exclude={"name", "kind", "checkpoint", "vqgan", "made_by"})
         settings["decoding"] = decoding_of(method, networks).model_dump()
+        if needs_seed(method, networks):
+            settings["draws"] = DRAWS
     return settings
 
 

@@ -3,7 +3,7 @@
 Sets:   `Moments`, `frechet_distance` and `kid` on features (n, d) of `InceptionFeatures` (FID) or `VGG16Features`.
 Pairs:  `psnr`, `hole_psnr`, `hole_l1`, `hole_ssim` on images (b, 3, H, W) in [0, 1] and hole (b, 1, H, W) bool,
         True = missing; `diversity` of several completions (b, K, 3, H, W).
-Codes:  `code_usage` and `perplexity` of tokens of any shape, ids 0..k-1.
+Codes:  `code_usage` of tokens of any shape, ids 0..k-1.
 
 Shapes: b batch, n images, d features an image, k codes, c channels, H W pixels.
 """
@@ -187,21 +187,14 @@ def diversity(completions: Tensor, distance: Callable[[Tensor, Tensor], Tensor])
 # --- codes ------------------------------------------------------------------------------------------------------------
 
 
-def _frequencies(tokens: Tensor, k: int) -> Tensor:
-    """Share of each of the k codes in tokens of any shape -> (k,) float64. Raises ValueError for ids outside."""
+def code_usage(tokens: Tensor, k: int) -> float:
+    """Share in [0, 1] of the k codes that occur at least once in tokens of any shape.
+
+    Raises ValueError for none and for ids outside 0..k-1 (mask id).
+    """
     if not tokens.numel() or tokens.is_floating_point() or tokens.min() < 0 or tokens.max() >= k:
         raise ValueError(f"expected integer tokens in 0..{k - 1}, at least one")
-    return torch.bincount(tokens.flatten(), minlength=k).double() / tokens.numel()
-
-
-def code_usage(tokens: Tensor, k: int) -> float:
-    """Share in [0, 1] of the k codes that occur at least once. Raises ValueError for ids outside 0..k-1 (mask id)."""
-    return (_frequencies(tokens, k) > 0).double().mean().item()
-
-
-def perplexity(tokens: Tensor, k: int) -> float:
-    """exp of the entropy of the codes' frequencies: 1 (one code) .. k (all alike). Raises as `code_usage`."""
-    return torch.special.entr(_frequencies(tokens, k)).sum().exp().item()
+    return len(tokens.unique()) / k
 
 
 # --- running averages ---

@@ -7,7 +7,6 @@ standard deviation over seeds.
 import csv
 import json
 import math
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from evaluation.evaluator import BINNED
 from evaluation.methods import FORMER_KINDS
-from models.checkpoint import replace_file
+from models.checkpoint import locked, replace_file
 from utils import log
 
 
@@ -77,16 +76,10 @@ def read_lines(path: Path) -> list[Line]:
 
 def add_line(path: Path, line: Line) -> None:
     """Adds a line to a rows.csv, replacing the file at once. Another process of this machine that adds one waits."""
-    import fcntl  # imported here: a report needs no lock, and not every system has it
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # what is locked: the file itself is replaced
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.parent):
         write_lines(path, [*read_lines(path), line])
-    finally:
-        os.close(folder)
 
 
 def write_lines(path: Path, lines: list[Line]) -> None:
@@ -112,10 +105,17 @@ def chosen(lines: list[Line], wanted: list[tuple[str, str]]) -> list[Line]:
     return [found[place] for place in wanted if place in found]
 
 
-def latest(lines: list[Line], methods: list[str]) -> list[Line]:
-    """The last line of each of the `methods` on each family with each seed, in the order of both."""
-    found = {(line.method, line.family, line.seed): line for line in lines if line.method in methods}.values()
+def latest(lines: list[Line], methods: list[str], n: int | None = None) -> list[Line]:
+    """The last line of each of the `methods` on each family with each seed, in the order of both.
+
+    They are of `n` images, None: as many as the last line; those of a method on a family have the settings of the last
+    one: another precision or other weights are another result.
+    """
+    lines = [line for line in lines if line.n == (n or lines[-1].n)]
+    settings = {(line.method, line.family): line.settings for line in lines}
+    same = [line for line in lines if line.method in methods and line.settings == settings[line.method, line.family]]
     families = list(dict.fromkeys(line.family for line in lines))
+    found = {(line.method, line.family, line.seed): line for line in same}.values()
     return sorted(found, key=lambda line: (families.index(line.family), methods.index(line.method)))
 
 

@@ -8,6 +8,7 @@ Every conversion of value range and polarity happens here, once:
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,25 @@ from torch import Tensor
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 GREY = 128  # what the encoder sees in a hole
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Images with holes, the file names of their results, and the truth where it is known."""
+
+    images: Tensor  # (N, 3, H, W) uint8
+    hole: Tensor  # (N, 1, H, W) bool
+    names: list[str]
+    groups: list[str]  # a row of the table each
+    truth: Tensor | None
+    source: Path | None = None  # of the truth; None: it is in no file
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, window: slice) -> "Inputs":
+        truth = None if self.truth is None else self.truth[window]
+        return Inputs(self.images[window], self.hole[window], self.names[window], self.groups[window], truth)
 
 
 def to_float(images: Tensor) -> Tensor:

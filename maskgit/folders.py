@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgit.data import GREY, list_images, pair, read_image, read_pair, to_pixels, write_image
+from maskgit.data import GREY, Inputs, list_images, pair, read_image, read_pair, to_pixels, write_image
 from maskgit.dataset import ImageDataset
 from maskgit.decoding import DecodingConfig, State
-from maskgit.inpainter import Inpainter, InpaintingResult, Inputs
+from maskgit.inpainter import Inpainter, InpaintingResult
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Sheets, confidence_map, first_of_each
 from models.checkpoint import file_hash, replace_file

@@ -32,24 +32,6 @@ PRETRAINED = ROOT / "pretrained" / "cats64"
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Images with holes, the file names of their results, and the truth where it is known."""
-
-    images: Tensor  # (N, 3, H, W) uint8
-    hole: Tensor  # (N, 1, H, W) bool
-    names: list[str]
-    groups: list[str]  # a row of the table each
-    truth: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, window: slice) -> "Inputs":
-        truth = None if self.truth is None else self.truth[window]
-        return Inputs(self.images[window], self.hole[window], self.names[window], self.groups[window], truth)
-
-
-@dataclass(frozen=True, eq=False)
 class InpaintingResult:
     """What an `Inpainter` returns: a row for each completion."""
 
@@ -215,10 +197,10 @@ class Inpainter(Codec):
         painted: Tensor | None = None,
     ) -> Generator[tuple[slice, State], None, InpaintingResult]:
         """`complete` for who shows it as it goes: yields what `on_step` is given, and returns the result."""
-        self._check(images, hole, seeds, samples)
+        self._check(images, hole, seeds, samples, batch_size)
         decoding = decoding or self.decoding
         painted = self.paint(images, hole, decoding) if painted is None else painted
-        size = batch_size or images_at_once(self.device)
+        size = images_at_once(self.device) if batch_size is None else batch_size
         shown = painted if decoding.pre_fill else paint(images, hole, False)
         tokens = torch.cat([self.encode(batch) for batch in shown.split(size)])
         hidden = self.hide(hole, margin, decoding.token_rule)
@@ -237,17 +219,18 @@ class Inpainter(Codec):
         filled = composite(raw, images[owner], hole[owner])
         return InpaintingResult(filled, raw, decided, confidence, hidden[owner])
 
-    def _check(self, images: Tensor, hole: Tensor, seeds: Sequence[int], samples: int) -> None:
+    def _check(self, images: Tensor, hole: Tensor, seeds: Sequence[int], samples: int, batch_size: int | None) -> None:
         for name, given, dtype, channels in (("images", images, torch.uint8, 3), ("hole", hole, torch.bool, 1)):
             shape = (len(images), channels, self.size, self.size)
             if given.dtype != dtype or given.shape != shape:
                 raise ValueError(f"{name}: expected {dtype} {shape}, found {given.dtype} {tuple(given.shape)}")
         if not len(images):
             raise ValueError("images: expected at least one, found none")
-        if len(seeds) != len(images) or min(seeds) < 0:
+        if len(seeds) != len(images) or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
             raise ValueError(f"seeds: expected an integer >= 0 for each of {len(images)} images, found {list(seeds)}")
-        if samples < 1:
-            raise ValueError(f"samples: expected at least 1, found {samples}")
+        for name, number in (("samples", samples), ("batch_size", batch_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: expected at least 1, found {number}")
 
     def __call__(
         self,

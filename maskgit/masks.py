@@ -1,11 +1,11 @@
-"""Holes and hidden tokens: hole generators, hole -> hidden, hiding at training time, schedules, compositing.
+"""Holes and hidden tokens: hole generators, hole -> hidden, schedules, compositing.
 
     hole    (b, 1, H, W) bool   pixels to fill, True = missing
     hidden  (b, n)       bool   tokens to predict, True = hidden; n = grid * grid, row by row
     images  (b, c, H, W)        any dtype
 
-b batch, n tokens, c channels, H W pixels. In a mask file 0 = hole and 255 = known (the lab's polarity); only the
-command line below and `data` see that convention.
+b batch, n tokens, c channels, H W pixels. In a mask file 0 = hole and 255 = known (the lab's polarity); only
+make_masks.py and `data` see that convention.
 """
 
 import math

@@ -4,6 +4,7 @@ Shapes: images (b, 3, H, W) uint8, hole (b, 1, H, W) bool, tokens, hidden and co
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from maskgit.data import GREY, to_pixels, to_uint8, write_animation, write_image
+from maskgit.data import GREY, Inputs, to_pixels, to_uint8, write_animation, write_image
 from maskgit.decoding import State
-from maskgit.inpainter import Inputs
 
 SIDE = 256  # pixels that small pictures are magnified to, at least
 LINE = 18  # height of a line of text in pixels
@@ -26,7 +26,10 @@ SHOWN, HELD = 500, 2500  # how long a frame and the last one stay, in ms
 
 def first_of_each(groups: list[str], count: int) -> list[int]:
     """The images whose iterations are drawn: the first of each group, then the second of each, `count` in all."""
-    turns = [(groups[:index].count(group), index) for index, group in enumerate(groups[: count * len(set(groups))])]
+    turns, seen = [], Counter()
+    for index, group in enumerate(groups):
+        turns.append((seen[group], index))
+        seen[group] += 1
     return sorted(index for _, index in sorted(turns)[:count])
 
 
@@ -115,7 +118,7 @@ def frames(image: Tensor, hole: Tensor, hidden: Tensor, painted: Tensor, result:
     return torch.where(fresh & (rim | rim[:, None]), colour, pictures)
 
 
-class Row(NamedTuple):
+class Strip(NamedTuple):
     """A row of a contact sheet: what it is, and its pictures (c, 3, H, W) uint8 with a caption each."""
 
     label: str
@@ -123,7 +126,7 @@ class Row(NamedTuple):
     pictures: Tensor
 
 
-def contact_sheet(rows: list[Row]) -> np.ndarray:
+def contact_sheet(rows: list[Strip]) -> np.ndarray:
     """uint8 (h, w, 3): the pictures at twice their size, labels on the left, captions above wherever they change."""
     heads = [row.captions != before.captions for row, before in zip(rows[1:], rows, strict=False)]
     font, size = _font(), 2 * rows[0].pictures.shape[-1]
@@ -210,7 +213,7 @@ class Sheets:
         shown = {"hole": masked} if batch.truth is None else {"truth": batch.truth[row], "hole": masked}
         captions = [*shown, *(f"step {step + 1}" for step in four.tolist()), "result"]
         label = f"{batch.groups[row][-20:]}\n{Path(batch.names[row]).stem[-20:]}"
-        self.overview.append(Row(label, captions, torch.stack([*shown.values(), *pictures[four], result])))
+        self.overview.append(Strip(label, captions, torch.stack([*shown.values(), *pictures[four], result])))
 
     def close(self) -> None:
         """Writes the overview."""

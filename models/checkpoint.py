@@ -1,12 +1,14 @@
-"""What every model shares: a strict settings class, and weights files that describe themselves.
+"""Weights files that describe themselves, and modules built from them.
 
 A weights file is safetensors: plain tensors, and in its metadata `kind` (the class it belongs to) and `config`
 (JSON, enough to rebuild the module). Reading one executes no code.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from models.settings import Settings, explain, in_brief, read_yaml
+from models.settings import Settings, explain, in_brief, read_config
 
 
 def replace_file(path, write) -> None:
@@ -29,6 +31,22 @@ def replace_file(path, write) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder) -> Iterator[None]:
+    """The block runs in one process of this machine at a time; not so on Windows, which cannot lock a folder."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype = torch.float16, **notes: str) -> None:
@@ -106,7 +124,8 @@ def _settings(cls, path, metadata: dict[str, str], config, section: str | None) 
             raise ValueError(f"{path}: expected the weights of a {cls.__name__}, found {found}")
         source, options = path, metadata.get("config", "")
     else:
-        source, options = config, read_yaml(config).get(section)
+        root = pydantic.create_model("Config", __base__=Settings, **{section: (cls.Config, ...)})
+        source, options = config, read_config(config, root).get(section)
         if options is None:
             raise ValueError(f"{config}: expected a section {section!r}, found none")
     try:

@@ -67,11 +67,11 @@ class VGG16Features(nn.Module):
         layers = {name: state.get(prefix + name) for name in self.layers.state_dict()}
         missing = [prefix + name for name, tensor in layers.items() if tensor is None]
         if missing:
-            raise ValueError(f"{weights}: not the weights of a VGG16, no {', '.join(missing)} in it")
+            raise ValueError(f"{self.weights_file}: not the weights of a VGG16, no {', '.join(missing)} in it")
         try:
             self.layers.load_state_dict({name: tensor.float() for name, tensor in layers.items()}, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{weights}: does not fit a VGG16: {error}") from error
+            raise ValueError(f"{self.weights_file}: does not fit a VGG16: {error}") from error
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)

@@ -433,6 +433,7 @@ def test_without_arguments_chelsea_is_filled_and_scored(checkpoint, monkeypatch,
     assert len({bytes(image.numpy()) for image in truth}) == 6 and truth.float().std() > 20
     assert files(out / "imga") == [f"image_{i:03}.png" for i in range(0, 36, 6)]  # the first of each family
     assert [visualize.first_of_each([*"aabb"], count) for count in (0, 1, 3, 9)] == [[], [0], [0, 1, 2], [0, 1, 2, 3]]
+    assert visualize.first_of_each([*"aaaaabbb"], 2) == [0, 5]
 
     report = score()  # reads results/manifest.json
     assert report["n"] == len(results) and report["truth"] == str(out / "truth") and report["value"] > 0

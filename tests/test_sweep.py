@@ -66,7 +66,8 @@ def config(tmp_path, checkpoint, stubs) -> Path:
 @pytest.fixture
 def run(config, tmp_path):
     def run(*arguments) -> Path:
-        sweep.main(list(map(str, ["--config", config, "--out", tmp_path / "out", "--num-workers", "0", *arguments])))
+        workers = [] if "--report" in arguments else ["--num-workers", "0"]
+        sweep.main(list(map(str, ["--config", config, "--out", tmp_path / "out", *workers, *arguments])))
         return tmp_path / "out"
 
     return run
@@ -202,6 +203,10 @@ def test_the_first_n_images_keep_their_holes(config):
         (["--data.truth", "nowhere"], "nowhere: no such folder or file of true images"),
         (["--seeds", "-1"], "seeds.0: Input should be greater than or equal to 0, found -1"),
         (["--nonsense"], "unknown argument '--nonsense'"),
+        (
+            ["--report", "--seeds", "3", "--device", "cpu", "--data.truth", "x"],
+            "--device --seeds --data.truth x: would do nothing with --report",
+        ),
         (["--device", "toaster"], "--device toaster"),
     ],
 )
@@ -250,6 +255,38 @@ def test_methods_without_weights_are_skipped_with_what_makes_them(run, config, c
     assert {line.method for line in lines} == {"grey"}
     told = "skipped: post: no nowhere/vqgan.safetensors; python train.py --x makes it"
     assert told in capsys.readouterr().out
+
+
+def test_methods_whose_weights_went_stay_in_the_report(run, config, checkpoint, tmp_path):
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    rewrite(config, rows=[{"name": "ours", "kind": "inpainting", "checkpoint": str(moved)}, *ROWS[:2]])
+    before = (run() / "results.md").read_text()
+    shutil.rmtree(moved)
+    assert (run() / "results.md").read_text() == before and "| ours |" in before
+    assert "| ours |" not in (run("--n", 3) / "results.md").read_text()  # it was not measured on these
+
+
+def test_what_another_process_measured_meanwhile_is_not_measured_again(run, monkeypatch):
+    measure, seen = sweep.Sweep.measure, []
+
+    def beside(self, entry):
+        seen.append(entry.key)
+        monkeypatch.setattr(sweep.Sweep, "measure", measure)
+        run()  # the other process
+        monkeypatch.setattr(sweep.Sweep, "measure", beside)
+        return measure(self, entry)
+
+    monkeypatch.setattr(sweep.Sweep, "measure", beside)
+    lines = read_lines(run() / "rows.csv")
+    assert len(seen) == 1 and {seen.count(line.key) for line in lines} == {0, 1}
+    assert len(lines) == 14 and len({line.key for line in lines}) == 13  # the one that both were at
+
+
+def test_the_device_of_the_evaluator_is_part_of_the_key(config, monkeypatch):
+    made = sweep.Sweep(load_config(config, {}, sweep.SweepConfig), "cpu", 0)
+    here = [entry.key for entry in made.entries()]
+    made.device = torch.device("cuda")
+    assert not {*here} & {entry.key for entry in made.entries()}
 
 
 def test_old_names_of_sections_and_kinds_are_read(config):

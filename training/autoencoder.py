@@ -1,6 +1,7 @@
 """Stage 1: what a step of training a VQGAN does, and of finetuning its decoder beside known pixels."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class VQGANTrainer:
             made, taken = (config.transformer.tokens, self.codes), self.transformer.config
             if made != (taken.tokens, taken.codes):
                 raise ValueError(f"{guesses.transformer}: (tokens, codes) {taken.tokens, taken.codes}, expected {made}")
-        self.val = self._val_batches(val[: self.settings.validate_on or None])
+        self.val_images = val[: self.settings.validate_on or None]
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.network = parallel(self.model, self.settings.compile)
         rate, betas = self.settings.learning_rate, self.settings.betas
@@ -101,8 +102,10 @@ class VQGANTrainer:
             self.modules["discriminator"] = self.discriminator
         self.gan_start = round(gan.start * (len(train) // min(self.settings.batch_size, len(train))))
 
-    def _val_batches(self, images: Tensor) -> list[MicroBatch]:
+    @cached_property  # the first process alone validates
+    def val(self) -> list[MicroBatch]:
         """In decoder finetuning with thick holes, their tokens guessed where there is a transformer."""
+        images = self.val_images
         if not self.holes:
             return [MicroBatch(part) for part in images.split(64)]
         hole = make_holes("thick", len(images), images.shape[-1], VAL_SEED)
@@ -231,8 +234,9 @@ class VQGANTrainer:
         total, last = 0.0, self.model.decoder.last_layer
         self.model.eval()  # the codebook is to see the vectors once
         for part in batch:
-            losses, *_ = self.losses(self.model, step, part, adversarial=True)
+            losses, *rest = self.losses(self.model, step, part, adversarial=True)
             total = total + layer_gradients(losses["rec"], losses["gan"], last) / len(batch)
+            del losses, rest  # the graph goes before the next one comes
         self.model.train()
         return adaptive_weight(total)
 

@@ -3,7 +3,7 @@
 Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
 is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
 In the folder of a run: NAME.safetensors (the averaged weights, best or last: all that inference needs), NAME_last.pt
-(everything that --resume needs), tensorboard/, and with them cache/ (see data.Store) and profile/ (--profile).
+(everything that --resume needs), tensorboard/, and with them cache/ (see dataset.Store) and profile/ (--profile).
 """
 
 import contextlib

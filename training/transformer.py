@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,10 @@ class TransformerTrainer:
             HidingPolicy, settings.hiding, self.side, size, settings.bernoulli, rule=config.decoding.token_rule
         )
         self.hide, self.hide_val = policy(seed=settings.seed), policy(bank=256, seed=VAL_SEED)
-        self.shown = {family: self._shown(family) for family in FAMILIES}
+
+    @cached_property  # the first process alone validates
+    def shown(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {family: self._shown(family) for family in FAMILIES}
 
     @torch.no_grad()
     def _shown(self, family: str) -> tuple[Tensor, Tensor]:
@@ -188,7 +191,7 @@ class TransformerTrainer:
         images = self.previews
         rows = [images]
         for family in PREVIEWED:
-            hole = make_holes(family, len(images), images.shape[-1])
+            hole = make_holes(family, len(images), images.shape[-1], VAL_SEED)
             rows += [images.masked_fill(hole, GREY), inpainter.complete(images, hole, range(len(images))).images]
         return sheet_of(torch.cat(rows), columns=len(images))
 

@@ -1,6 +1,7 @@
 """report.py: rows.csv there and back, means and deviations, what counts as the best, the plots' series."""
 
 import builtins
+import dataclasses
 import multiprocessing
 
 import pytest
@@ -52,6 +53,16 @@ def test_another_file_is_named(tmp_path, text):
 def test_chosen_lines_are_in_the_order_asked_for():
     lines = [line("a"), line("b"), line("a", seed=1)]
     assert report.chosen(lines, [("b", "bbox0"), ("a", "abox1"), ("c", "cbox0")]) == [lines[1], lines[2]]
+
+
+def test_the_latest_lines_of_a_method_are_of_one_n_and_of_one_kind_of_settings():
+    first, second = line(seed=0), line(seed=1)
+    finer, other, fewer = (line(seed=seed, decoding={"top_k": 3}) for seed in (0, 2, 0))
+    fewer = dataclasses.replace(fewer, n=4)
+    lines = [line("b"), first, second, fewer]
+    assert report.latest(lines, ["a", "b"]) == [fewer] and report.latest(lines, ["b", "a"], 8) == lines[:3]
+    assert report.latest([first, second, finer, other], ["a"]) == [finer, other]
+    assert report.latest([finer, other, first], ["a"]) == [first] and report.latest([], ["a"]) == []
 
 
 def test_spread_is_the_mean_and_the_sample_deviation():

@@ -282,6 +282,8 @@ def test_pre_fill_changes_the_tokens_of_partly_missing_cells_alone_with_the_patc
         ({"hole": FULL.expand(2, 3, SIZE, SIZE)}, "hole: expected torch.bool"),
         ({"seeds": [1]}, r"seeds: expected an integer >= 0 for each of 2 images, found \[1\]"),
         ({"seeds": [1, -1]}, r"seeds: .* found \[1, -1\]"),
+        ({"seeds": [1, "a"]}, r"seeds: .* found \[1, 'a'\]"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"samples": 0}, "samples: expected at least 1, found 0"),
         ({"margin": -1}, "margin -1"),
     ],

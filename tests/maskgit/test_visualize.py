@@ -98,15 +98,15 @@ def test_an_animation_keeps_its_pixels_and_its_times(tmp_path):
 def test_a_contact_sheet_has_captions_where_they_change_and_labels():
     pictures = noise(2)
     rows = [
-        visualize.Row("box\none", ["truth", "hole"], pictures),
-        visualize.Row("box\ntwo", ["truth", "hole"], pictures),
+        visualize.Strip("box\none", ["truth", "hole"], pictures),
+        visualize.Strip("box\ntwo", ["truth", "hole"], pictures),
     ]
     same = visualize.contact_sheet(rows)
-    other = visualize.contact_sheet([rows[0], visualize.Row("box\ntwo", ["truth", "step 3"], pictures)])
+    other = visualize.contact_sheet([rows[0], visualize.Strip("box\ntwo", ["truth", "step 3"], pictures)])
     side, line = 2 * SIZE, visualize.LINE
     assert same.shape[0] == line + 2 * side + 4 and other.shape[0] == same.shape[0] + line
     assert (same[:line] < 100).any() and (other[line + side + 4 :][:line] < 100).any()
-    wide = visualize.contact_sheet([visualize.Row("a long label\none", ["truth", "hole"], pictures)])
+    wide = visualize.contact_sheet([visualize.Strip("a long label\none", ["truth", "hole"], pictures)])
     assert wide.shape[1] > same.shape[1] and (same[line:, :3] == 255).all()
     expected = visualize.magnify(pictures, 2).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(same[line : line + side, -side:], expected[1])

@@ -133,7 +133,10 @@ def test_a_plain_state_dict_needs_a_config(tmp_path, legacy):
     yml.write_text("net: {width: 3, shape: [0.5, 2]}")
     with pytest.raises(ValueError, match=r"net\.pt: expected the weights of a Net, found no desc.*config=FILE\.yml"):
         build(Net, path)
-    for config in (net.config, yml, str(yml)):
+    heir = tmp_path / "heir.yml"
+    heir.write_text("base: parent.yml\nnet: {width: 3}")
+    (tmp_path / "parent.yml").write_text("net: {width: 5, shape: [0.5, 2]}\nelsewhere: 3")
+    for config in (net.config, yml, str(yml), heir):
         assert torch.equal(build(Net, path, config, "net").linear.weight, net.linear.weight)
 
 
