@@ -675,7 +675,8 @@ def test_what_cannot_be_used_is_listed_with_the_reason(shelf):
     for name in ("vqgan", "transformer"):
         (shelf / "torn" / f"{name}.safetensors").write_bytes(content[:-9])
     *_, half, torn = inpainting.listing([shelf]).splitlines()
-    assert half == f"{shelf}/half  cannot be used: {shelf}/half/transformer.safetensors: no such weights file"
+    told = f"training_transformer.py --vqgan {shelf}/half/vqgan.safetensors goes on"
+    assert half == f"{shelf}/half  stage 1 alone: {told}"
     assert torn.startswith(f"{shelf}/torn  cannot be used: {shelf}/torn/vqgan.safetensors: not a weights file (")
 
 

@@ -139,7 +139,7 @@ def test_the_preview_keeps_known_pixels_and_reads_nothing_of_the_hole(tiny_confi
             torch.nn.init.normal_(join.weight, 0.0, 0.5)
     rows = tiles(stage._preview(stage.model.eval()))
     for number, family in enumerate(PREVIEWED):
-        hole = make_holes(family, len(VAL), 16)
+        hole = make_holes(family, len(VAL), 16, VAL_SEED)
         assert torch.equal(rows[2 + 2 * number], composite(rows[2 + 2 * number], VAL, hole))
         stage.images = torch.where(hole, 255 - VAL, VAL)
         assert torch.equal(tiles(stage._preview(stage.model))[2 + 2 * number][hole.expand_as(VAL)],
@@ -308,7 +308,7 @@ def test_the_pictures_of_a_validation_are_fixed_images_under_fixed_holes_of_seve
     assert torch.equal(rows[0], VAL)
     for number, family in enumerate(PREVIEWED):
         holes, filled = rows[1 + 2 * number], rows[2 + 2 * number]
-        assert torch.equal(holes, VAL.masked_fill(make_holes(family, len(VAL), 16), GREY))
+        assert torch.equal(holes, VAL.masked_fill(make_holes(family, len(VAL), 16, VAL_SEED), GREY))
         assert not torch.equal(filled, rows[0])
     for parameter in stage.model.parameters():
         torch.nn.init.normal_(parameter)
