@@ -54,9 +54,7 @@ def described(folder: Path) -> list[str]:
     """Name, size of the pictures, tokens, and parameters and file sizes of VQGAN + transformer; the model card."""
     name = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     if not (folder / "transformer.safetensors").is_file():
-        return [
-            f"{name}  stage 1 alone: training_transformer.py --vqgan {name}/vqgan.safetensors trains its transformer"
-        ]
+        return [f"{name}  stage 1 alone: training_transformer.py --vqgan {name}/vqgan.safetensors goes on"]
     try:
         inpainter = Inpainter.from_pretrained(folder, "cpu")
     except (ValueError, OSError) as error:
