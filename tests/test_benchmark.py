@@ -15,7 +15,6 @@ from config import load_config
 from evaluation import speed
 
 SETTINGS = Settings("cpu", "float32", False, 1, None)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture

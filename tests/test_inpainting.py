@@ -586,7 +586,7 @@ def flags_of() -> dict[str, list[str]]:
     return found
 
 
-CHOOSING = {  # the mode, or told to go with the flag that does
+CHOOSING = {  # these choose the mode, or are told to go with the flag that does
     "image", "test_maskedimage_path", "test_mask_path", "list", "mask", "hole_color", "box", "gtcsv_path",
 }  # fmt: skip
 MODES = {
@@ -602,17 +602,8 @@ def test_a_flag_that_would_do_nothing_is_refused_in_every_mode(mode, capsys):
     known = inpainting.MODES[mode] | (inpainting.ALWAYS if mode != "--list" else {"list"})
     parser = inpainting.build_parser()
     for name, typed in flags_of().items():
-        if name in (
-            "image",
-            "test_maskedimage_path",
-            "test_mask_path",
-            "list",
-            "mask",
-            "hole_color",
-            "box",
-            "gtcsv_path",
-        ):
-            continue  # they choose the mode, or are told to go with it
+        if name in CHOOSING:
+            continue
         line = [*MODES[mode], *typed]
         args, given = parser.parse_args(line), inpainting.given(line)
         assert name in given

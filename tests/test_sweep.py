@@ -16,7 +16,6 @@ from config import load_config
 from evaluation.report import read_lines
 from maskgit.data import GREY, to_pixels, write_image
 from maskgit.decoding import DecodingConfig
-from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes
 
 __all__ = ["stubs"]  # fixtures
@@ -39,11 +38,6 @@ NETWORKS = ("floor", "ours", "argmax")
 def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(1)
     return save(tmp_path_factory.mktemp("weights"), vqgan(PATCH), transformer())
-
-
-@pytest.fixture(scope="module")
-def inpainter(checkpoint) -> Inpainter:
-    return Inpainter.from_pretrained(checkpoint, "cpu")
 
 
 @pytest.fixture

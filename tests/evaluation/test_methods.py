@@ -20,19 +20,6 @@ from utils import mix
 
 __all__ = ["stubs"]  # fixtures
 
-ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yml"))
-ROWS = [
-    {"name": "grey", "kind": "masked"},
-    {"name": "Telea", "kind": "telea"},
-    {"name": "floor", "kind": "vq_reconstruction"},
-    {"name": "ours", "kind": "inpainting"},
-    {"name": "argmax", "kind": "inpainting", "decoding": {"total_iter": 1, "sampling_temperature": 0.0}},
-]
-
-
-NETWORKS = ("floor", "ours", "argmax")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:

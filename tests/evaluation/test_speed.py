@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark import Settings
 from evaluation import speed
 from evaluation.speed import Measurement
 
-SETTINGS = Settings("cpu", "float32", False, 1, None)
 CPU = torch.device("cpu")
 
 

@@ -14,8 +14,6 @@ from maskgit.data import (
 )
 from maskgit.dataset import ImageDataset, Maps, Store, read_holes
 
-ORIENTATION = 0x0112  # the EXIF tag
-
 
 @pytest.fixture
 def pixels() -> np.ndarray:

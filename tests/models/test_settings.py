@@ -1,17 +1,13 @@
 """settings.py: strict settings, and YAML read as one means it."""
 
 import datetime
-import re
-from pathlib import Path
 
 import pydantic
 import pytest
-import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
-from torch import nn
 
 from models.settings import Settings, parse_yaml, read_yaml
 
@@ -19,31 +15,6 @@ from models.settings import Settings, parse_yaml, read_yaml
 class NetConfig(Settings):
     width: int = Field(ge=1)
     shape: tuple[float, ...] = Field((1.0,), strict=False)
-
-
-class Net(nn.Module):
-    """One Linear and a buffer of integers: the smallest module with a Config."""
-
-    Config = NetConfig
-
-    def __init__(self, config: NetConfig):
-        super().__init__()
-        self.config = config
-        self.linear = nn.Linear(config.width, 2)
-        self.register_buffer("steps", torch.tensor([1, 2**40]))
-
-
-def make(width: int = 3) -> Net:
-    torch.manual_seed(0)
-    return Net(NetConfig(width=width, shape=(0.5, 2.0)))
-
-
-def named(path) -> str:
-    """A regular expression that finds the file's name."""
-    return re.escape(Path(path).name)
-
-
-# Settings
 
 
 @pytest.mark.parametrize(

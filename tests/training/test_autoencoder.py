@@ -1,6 +1,7 @@
 """autoencoder.py: losses, GAN, accumulation and validation of stage 1."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -190,6 +191,22 @@ def test_micro_batches_are_the_whole_batch_in_stage_1(tiny_config_once, monkeypa
     torch.testing.assert_close(grads[1], grads[0], atol=1e-6, rtol=1e-3)
     for key, tensor in whole.model.codebook.state_dict().items():
         torch.testing.assert_close(cut.model.codebook.state_dict()[key], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_the_graph_of_a_micro_batch_goes_before_the_next_one_comes(tiny_config_once):
+    """Of the pass for the weight of the GAN too: two graphs at once would take what accumulate is to save."""
+    trainer = stage1(tiny_config_once, accumulate=4, batch_size=8, adversarial__weight=0.1, adversarial__start=0.0)
+    losses, graphs = trainer.losses, []
+
+    def watched(*arguments, **options):
+        assert not [graph for graph in graphs if graph() is not None]
+        found = losses(*arguments, **options)
+        graphs.append(weakref.ref(found[0]["rec"]))
+        return found
+
+    trainer.losses = watched
+    trainer._adaptive_weight(0, trainer.fetch(0, torch.arange(8)))
+    assert len(graphs) == 4
 
 
 def test_known_tokens_are_those_of_float32_inside_a_context_of_bfloat16(finetuning):
