@@ -312,7 +312,8 @@ def main(argv: list[str] | None = None) -> None:
             if idle := [f"--{name.removeprefix('evaluator.').replace('_', '-')}" for name in sorted(idle)] + rest:
                 raise ValueError(f"{' '.join(idle)}: would do nothing with --report")
             if not lines:
-                raise ValueError(f"{out / 'rows.csv'}: nothing there to report")
+                asked = f" of n = {flags['data.n']}" if "data.n" in flags else ""
+                raise ValueError(f"{out / 'rows.csv'}: nothing there to report{asked}")
             write_report(out, lines, {"command": f"`{command}`", "images": f"n = {lines[0].n}"})
         else:
             sweep = Sweep(config.measurable(), args.device, args.num_workers, args.precision)
