@@ -172,6 +172,16 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def _level(blocks: int, width: int, target: int, side: int, config: VQGANConfig) -> list[nn.Module]:
+    """Residual blocks from `width` to `target` channels on maps of `side`, with attention where the config says so."""
+    layers: list[nn.Module] = []
+    for entry in (width, *[target] * (blocks - 1)):
+        layers.append(ResBlock(entry, target, config.norm_groups))
+        if side == config.attention_resolution:
+            layers.append(NonLocalBlock(target, config.norm_groups))
+    return layers
+
+
 class ConvEncoder(nn.Module):
     """images (b, 3, H, W), normalised -> latents (b, latent, g, g); the lab's layout, keys included."""
 
@@ -181,11 +191,8 @@ class ConvEncoder(nn.Module):
         width, side = encoder.stem, config.image_size
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
         for level, target in enumerate(encoder.widths):
-            for _ in range(encoder.blocks):
-                layers.append(ResBlock(width, target, groups))
-                width = target
-                if side == config.attention_resolution:
-                    layers.append(NonLocalBlock(width, groups))
+            layers += _level(encoder.blocks, width, target, side, config)
+            width = target
             if level in encoder.downsample_after:
                 layers.append(Downsample(width))
                 side //= 2
@@ -273,11 +280,8 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(config.latent, width, 3, padding=1)]
         layers += [ResBlock(width, width, groups), NonLocalBlock(width, groups), ResBlock(width, width, groups)]
         for level, target in enumerate(decoder.widths):
-            for _ in range(decoder.blocks):
-                layers.append(ResBlock(width, target, groups))
-                width = target
-                if side == config.attention_resolution:
-                    layers.append(NonLocalBlock(width, groups))
+            layers += _level(decoder.blocks, width, target, side, config)
+            width = target
             if level in decoder.upsample_after:
                 layers.append(Upsample(width))
                 side *= 2
