@@ -135,6 +135,11 @@ class Entry:
     settings: dict  # what the result depends on, beside images, hole and seed
     key: str
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its line in rows.csv."""
+        return self.method.name, self.key
+
 
 class Sweep:
     """The images, the holes, the evaluator and the networks of all methods.
@@ -222,7 +227,7 @@ def run(sweep: Sweep, out: Path, command: str, methods: list[str]) -> None:
     The report has the `methods`, those that the sweep could not open as they were last measured on as many images.
     """
     entries, path = sweep.entries(), out / "rows.csv"
-    wanted = [(entry.method.name, entry.key) for entry in entries]
+    wanted = [entry.place for entry in entries]
 
     def done() -> set[tuple[str, str]]:
         return {(line.method, line.key) for line in read_lines(path)}
@@ -233,11 +238,11 @@ def run(sweep: Sweep, out: Path, command: str, methods: list[str]) -> None:
         write_report(out, latest(lines, methods), about)
 
     measured = done()
-    todo = [entry for entry, place in zip(entries, wanted, strict=True) if place not in measured]
+    todo = [entry for entry in entries if entry.place not in measured]
     log.info(f"{len(entries)} entries of {len(sweep.truth)} images, {len(entries) - len(todo)} of them in {path}")
     about = describe(sweep, command)
     for number, entry in enumerate(tqdm(todo, desc="sweep", unit="entry"), start=1):
-        if (entry.method.name, entry.key) not in done():  # another process may have measured it meanwhile
+        if entry.place not in done():  # another process may have measured it meanwhile
             add_line(path, sweep.measure(entry))
         if number == len(todo) or todo[number].family != entry.family:
             report()
@@ -305,13 +310,13 @@ def main(argv: list[str] | None = None) -> None:
         config = load_config(args.config, flags | parse_overrides(rest), SweepConfig).only(args.rows)
         out = args.out or Path("results") / "sweeps" / args.config.stem
         methods = [method.name for method in config.rows]
-        lines = latest(read_lines(out / "rows.csv"), methods, flags.get("data.n"))
+        lines = read_lines(out / "rows.csv")  # one that cannot be read is told before networks are loaded
         if args.report:
             taken = {"config", "out", "rows", "report", "data.n"}
             idle = {name for name, value in vars(args).items() if value != parser.get_default(name)} - taken
             if idle := [f"--{name.removeprefix('evaluator.').replace('_', '-')}" for name in sorted(idle)] + rest:
                 raise ValueError(f"{' '.join(idle)}: would do nothing with --report")
-            if not lines:
+            if not (lines := latest(lines, methods, flags.get("data.n"))):
                 asked = f" of n = {flags['data.n']}" if "data.n" in flags else ""
                 raise ValueError(f"{out / 'rows.csv'}: nothing there to report{asked}")
             write_report(out, lines, {"command": f"`{command}`", "images": f"n = {lines[0].n}"})
