@@ -285,9 +285,14 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
              f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
 
 
-def fill_photos(inpainter: Inpainter, args: argparse.Namespace, decoding: DecodingConfig) -> bool:
-    """Fills pictures of any size; one that cannot be is reported. Whether all could be filled."""
-    jobs, done = pair_photos(args.image, args.mask, args.out), True
+def fill_photos(
+    inpainter: Inpainter,
+    jobs: list[tuple[Path, Path | None, Path]],
+    args: argparse.Namespace,
+    decoding: DecodingConfig,
+) -> bool:
+    """Fills the pictures of `pair_photos`; one that cannot be filled is reported. Whether all could."""
+    done = True
     for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
         try:
             photo = read_photo(image, mask, args.hole_color, args.box)
@@ -322,11 +327,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         if mode == "--image":
-            pair_photos(args.image, args.mask, args.out)  # what does not fit is told before networks are loaded
+            jobs = pair_photos(args.image, args.mask, args.out)  # what does not fit is told before networks are loaded
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = inpainter.decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
         if mode == "--image":
-            if not fill_photos(inpainter, args, decoding):
+            if not fill_photos(inpainter, jobs, args, decoding):
                 sys.exit(1)
         else:
             fill_folders(inpainter, args, decoding)
