@@ -87,6 +87,18 @@ def colourful(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
     return images.round().astype(np.uint8)
 
 
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return colourful(1)[0]  # (16, 16, 3)
+
+
+def save_picture(path, picture, **options):
+    """Writes an array or a Pillow image; returns the path."""
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(path, **options)
+    return path
+
+
 def write_pictures(folder: Path, count: int, size: int = 16, seed: int = 0) -> Path:
     """`count` colourful PNG files image_000.png, ... in `folder`, which is made and returned."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import colourful
+from conftest import colourful, save_picture
 from PIL import Image
 
 from maskgit.data import (
@@ -27,18 +27,6 @@ from maskgit.dataset import ImageDataset
 from maskgit.masks import make_holes
 
 ORIENTATION = 0x0112  # the EXIF tag
-
-
-@pytest.fixture
-def pixels() -> np.ndarray:
-    return colourful(1)[0]  # (16, 16, 3)
-
-
-def save(path, picture, **options):
-    """Writes an array or a Pillow image; returns the path."""
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(path, **options)
-    return path
 
 
 # --- value ranges -----------------------------------------------------------------------------------------------------
@@ -75,7 +63,7 @@ def test_file_number_is_the_last_run_of_digits(name, number):
 def test_pictures_are_listed_by_number_then_by_name(tmp_path, pixels):
     names = ["image_10.png", "image_2.PNG", "image_1.jpg", "b.bmp", "a.webp", "b_2.jpeg"]
     for name in names:
-        save(tmp_path / name, pixels)
+        save_picture(tmp_path / name, pixels)
     (tmp_path / "notes.txt").write_text("no picture")
     listed = [path.name for path in list_images(tmp_path)]
     assert listed == ["a.webp", "b.bmp", "image_1.jpg", "b_2.jpeg", "image_2.PNG", "image_10.png"]
@@ -114,13 +102,13 @@ def test_unequal_counts_are_an_error_that_names_both_folders(tmp_path):
 
 @pytest.mark.parametrize(("name", "options"), [("x.png", {}), ("x.bmp", {}), ("x.webp", {"lossless": True})])
 def test_lossless_formats_give_the_pixels_that_were_written(tmp_path, pixels, name, options):
-    assert np.array_equal(read_image(save(tmp_path / name, pixels, **options)), pixels)
+    assert np.array_equal(read_image(save_picture(tmp_path / name, pixels, **options)), pixels)
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.webp"])
 def test_lossy_formats_come_close(tmp_path, name):
     smooth = np.linspace(40, 200, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
-    read = read_image(save(tmp_path / name, smooth, quality=95))
+    read = read_image(save_picture(tmp_path / name, smooth, quality=95))
     assert read.dtype == np.uint8 and np.abs(read.astype(int) - smooth).max() < 16
 
 
@@ -140,7 +128,7 @@ def test_every_mode_becomes_rgb(tmp_path, pixels, mode):
         picture = colour.convert(mode)
         expected = np.dstack([grey] * 3) if mode in ("L", "LA") else pixels
     assert picture.mode == mode
-    path = save(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), picture, quality=100)
+    path = save_picture(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), picture, quality=100)
     read = read_image(path)
     assert read.shape == (16, 16, 3) and read.dtype == np.uint8
     tolerance = 40 if mode == "CMYK" else 0  # JPEG is the one of our formats that stores CMYK
@@ -150,13 +138,13 @@ def test_every_mode_becomes_rgb(tmp_path, pixels, mode):
 def test_16_bit_greys_are_scaled_not_clipped(tmp_path):
     """Pillow's own conversion would make all but the darkest 255 of 65,536 greys white."""
     greys = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
-    read = read_image(save(tmp_path / "x.png", greys))
+    read = read_image(save_picture(tmp_path / "x.png", greys))
     assert np.array_equal(read[..., 0].ravel(), np.arange(256))
 
 
 def test_transparency_is_dropped_and_the_colour_below_it_stays(tmp_path, pixels):
     alpha = np.random.default_rng(0).integers(0, 256, (16, 16, 1), dtype=np.uint8)
-    assert np.array_equal(read_image(save(tmp_path / "x.png", np.dstack([pixels, alpha]))), pixels)
+    assert np.array_equal(read_image(save_picture(tmp_path / "x.png", np.dstack([pixels, alpha]))), pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -171,7 +159,7 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = save(tmp_path / "x.png", np.ascontiguousarray(as_stored), exif=exif)
+    path = save_picture(tmp_path / "x.png", np.ascontiguousarray(as_stored), exif=exif)
     assert np.array_equal(read_image(path), upright)
 
 
@@ -179,20 +167,20 @@ def test_a_picture_is_cropped_at_its_centre(tmp_path):
     """Three bands, 8 | 16 | 8 wide: the centre square is the middle one, as tall as the picture."""
     bands = np.zeros((16, 32, 3), dtype=np.uint8)
     bands[:, 8:24] = (10, 200, 30)
-    wide = read_image(save(tmp_path / "wide.png", bands), size=16)
-    tall = read_image(save(tmp_path / "tall.png", bands.transpose(1, 0, 2).copy()), size=16)
+    wide = read_image(save_picture(tmp_path / "wide.png", bands), size=16)
+    tall = read_image(save_picture(tmp_path / "tall.png", bands.transpose(1, 0, 2).copy()), size=16)
     for read in (wide, tall):
         assert read.shape == (16, 16, 3) and (read == (10, 200, 30)).all()
 
 
 def test_a_picture_of_the_right_size_is_not_resampled(tmp_path, pixels):
-    assert np.array_equal(read_image(save(tmp_path / "x.png", pixels), size=16), pixels)
+    assert np.array_equal(read_image(save_picture(tmp_path / "x.png", pixels), size=16), pixels)
 
 
 @pytest.mark.parametrize("side", [7, 33, 64])
 def test_any_size_is_resized(tmp_path, side):
     plain = np.full((side, side + 5, 3), (200, 100, 50), dtype=np.uint8)
-    assert (read_image(save(tmp_path / "x.png", plain), size=16) == (200, 100, 50)).all()
+    assert (read_image(save_picture(tmp_path / "x.png", plain), size=16) == (200, 100, 50)).all()
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -221,14 +209,14 @@ def test_a_file_cut_short_is_named(tmp_path, kind):
 def test_zero_is_the_hole_and_255_is_known(tmp_path):
     mask = np.full((8, 8), 255, dtype=np.uint8)
     mask[2:4, 5] = 0
-    hole = read_hole(save(tmp_path / "mask.png", mask))
+    hole = read_hole(save_picture(tmp_path / "mask.png", mask))
     assert hole.dtype == bool and hole.sum() == 2 and hole[2, 5] and hole[3, 5]
 
 
 def test_a_mask_is_cut_at_128(tmp_path):
     """JPEG masks are never just 0 and 255."""
     mask = np.array([[0, 127, 128, 255]], dtype=np.uint8)
-    assert read_hole(save(tmp_path / "mask.png", mask)).tolist() == [[True, True, False, False]]
+    assert read_hole(save_picture(tmp_path / "mask.png", mask)).tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
@@ -237,20 +225,20 @@ def test_masks_of_every_mode_mean_the_same(tmp_path, mode):
     known = (~hole).astype(np.uint8) * 255
     picture = Image.fromarray(known.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(known).convert(mode)
     assert picture.mode == mode
-    assert np.array_equal(read_hole(save(tmp_path / "mask.png", picture)), hole)
+    assert np.array_equal(read_hole(save_picture(tmp_path / "mask.png", picture)), hole)
 
 
 def test_16_bit_masks_are_cut_at_their_middle(tmp_path):
     greys = np.array([[0, 300, 32767, 32896, 65535]], dtype=np.uint16)
-    assert read_hole(save(tmp_path / "mask.png", greys)).tolist() == [[True, True, True, False, False]]
+    assert read_hole(save_picture(tmp_path / "mask.png", greys)).tolist() == [[True, True, True, False, False]]
 
 
 @pytest.mark.parametrize("size", [16, 48])
 def test_a_resized_mask_keeps_its_place(tmp_path, size):
     mask = np.full((32, 64), 255, dtype=np.uint8)
     mask[:16, 16:32] = 0  # the top left quarter of the centre square
-    image = save(tmp_path / "image.png", np.zeros((32, 64, 3), np.uint8))
-    _, hole = read_pair(image, save(tmp_path / "mask.png", mask), size)
+    image = save_picture(tmp_path / "image.png", np.zeros((32, 64, 3), np.uint8))
+    _, hole = read_pair(image, save_picture(tmp_path / "mask.png", mask), size)
     expected = np.zeros((size, size), dtype=bool)
     expected[: size // 2, : size // 2] = True
     assert np.array_equal(hole, expected)

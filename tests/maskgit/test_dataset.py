@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conftest import colourful
+from conftest import colourful, save_picture
 from PIL import Image
 
 from maskgit.data import (
@@ -15,21 +15,9 @@ from maskgit.data import (
 from maskgit.dataset import ImageDataset, Maps, Store, read_holes
 
 
-@pytest.fixture
-def pixels() -> np.ndarray:
-    return colourful(1)[0]  # (16, 16, 3)
-
-
-def save(path, picture, **options):
-    """Writes an array or a Pillow image; returns the path."""
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(path, **options)
-    return path
-
-
 def test_read_holes_stacks_masks_with_a_channel(tmp_path):
     holes = np.random.default_rng(2).random((3, 8, 8)) < 0.5
-    paths = [save(tmp_path / f"m{i}.png", (~hole).astype(np.uint8) * 255) for i, hole in enumerate(holes)]
+    paths = [save_picture(tmp_path / f"m{i}.png", (~hole).astype(np.uint8) * 255) for i, hole in enumerate(holes)]
     stacked = read_holes(paths)
     assert stacked.dtype == torch.bool and torch.equal(stacked, torch.from_numpy(holes)[:, None])
 
@@ -63,7 +51,7 @@ def test_an_image_alone_equals_the_image_in_its_folder(pictures):
 
 def test_without_a_size_the_files_keep_theirs_which_must_be_one(tmp_path, pictures):
     assert ImageDataset(pictures, size=None).images.shape == (8, 3, 16, 16)
-    save(pictures / "image_100.png", np.zeros((16, 20, 3), dtype=np.uint8))
+    save_picture(pictures / "image_100.png", np.zeros((16, 20, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"image_100\.png is 20x16, but .*image_000\.png is 16x16: one size is needed"):
         ImageDataset(pictures)
     assert ImageDataset(pictures, size=16).images.shape == (9, 3, 16, 16)
@@ -85,7 +73,7 @@ def large(tmp_path):
     folder.mkdir()
     for index, (width, height) in enumerate(((40, 24), (20, 36), (30, 10))):
         noise = np.random.default_rng(index).integers(256, size=(height, width, 3), dtype=np.uint8)
-        save(folder / f"{index}.png", noise)
+        save_picture(folder / f"{index}.png", noise)
         pictures.append(torch.from_numpy(noise).permute(2, 0, 1))
     return folder, pictures
 
@@ -184,7 +172,7 @@ def test_a_file_is_made_again_only_where_pictures_changed(tmp_path, pictures, pi
 
     first, count = load()
     assert count == 8 and load()[1] == 0
-    save(pictures / "image_002.png", pixels[::-1].copy())
+    save_picture(pictures / "image_002.png", pixels[::-1].copy())
     changed, count = load()
     assert count == 8 and not torch.equal(changed[2], first[2]) and torch.equal(changed[3], first[3])
     (pictures / "image_007.png").unlink()
