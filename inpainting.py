@@ -24,7 +24,7 @@ from config import add_flag
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.data import Inputs, to_float
 from maskgit.decoding import SAMPLERS, DecodingConfig
-from maskgit.folders import Folders, Options, chelsea, inpaint, write_manifest
+from maskgit.folders import Folders, Options, chelsea, inpaint, refuse_inputs, write_manifest
 from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult
 from maskgit.masks import SCHEDULES, TOKEN_RULES
 from models.perceptual import Perceptual
@@ -259,6 +259,7 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
     if args.test_mask_path:
         paths = args.test_maskedimage_path, args.test_mask_path, args.gtcsv_path
         inputs = Folders(*paths, inpainter.size, args.num_workers)
+        refuse_inputs(inputs, options)
     else:
         inputs = chelsea(inpainter.size)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -287,13 +288,13 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
 
 def fill_photos(
     inpainter: Inpainter,
-    jobs: list[tuple[Path, Path | None, Path]],
+    jobs: list[tuple[Path, Path | None, list[Path]]],
     args: argparse.Namespace,
     decoding: DecodingConfig,
 ) -> bool:
     """Fills the pictures of `pair_photos`; one that cannot be filled is reported. Whether all could."""
     done = True
-    for number, (image, mask, out) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
+    for number, (image, mask, targets) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
         try:
             photo = read_photo(image, mask, args.hole_color, args.box)
             with tqdm(total=1.0, desc="inpainting", disable=len(jobs) > 1, delay=1, bar_format=BAR) as bar:
@@ -303,8 +304,7 @@ def fill_photos(
                     on_step=lambda share, bar=bar: bar.update(share - bar.n),
                 )  # fmt: skip
             notes = photo.notes + notes
-            for sample, pixels in enumerate(pictures):
-                path = out.with_stem(f"{out.stem}_{sample}") if args.samples > 1 else out
+            for path, pixels in zip(targets, pictures, strict=True):
                 notes += write_photo(path, photo, pixels)
                 tqdm.write(f"{image} -> {path}")
         except (ValueError, OSError) as error:
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         if mode == "--image":
-            jobs = pair_photos(args.image, args.mask, args.out)  # what does not fit is told before networks are loaded
+            jobs = pair_photos(args.image, args.mask, args.out, args.samples)  # before networks are loaded
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = inpainter.decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
         if mode == "--image":

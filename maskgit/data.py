@@ -6,8 +6,9 @@ Every conversion of value range and polarity happens here, once:
 """
 
 import contextlib
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def pair(images: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
         if None not in numbers and numbers[0] != numbers[1]:
             raise ValueError(f"{image} would be paired with {mask}: their numbers differ")
     return list(zip(images, masks, strict=True))
+
+
+def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Raises ValueError naming the first of `outputs`, files or folders, that is one of `inputs`, whatever its name."""
+    taken = {(status.st_dev, status.st_ino): path for path in inputs if (status := _status(path))}
+    for path in outputs:
+        if (status := _status(path)) and (found := taken.get((status.st_dev, status.st_ino))):
+            raise ValueError(f"{path}: is an input ({found}), expected another place for the results")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from maskgit.data import GREY, Inputs, list_images, pair, read_image, read_pair, to_pixels, write_image
+from maskgit.data import (
+    GREY, Inputs, list_images, pair, read_image, read_pair, refuse_overwriting, to_pixels, write_image,
+)  # fmt: skip
 from maskgit.dataset import ImageDataset
 from maskgit.decoding import DecodingConfig, State
 from maskgit.inpainter import Inpainter, InpaintingResult
@@ -60,6 +62,7 @@ class Folders:
 
     def __init__(self, images, masks, truth, size: int, workers: int):
         self.size, self.workers = size, max(1, workers)
+        self.folders = [Path(path) for path in (images, masks, truth) if path]
         self.pairs = pair(list_images(images), list_images(masks))
         self.names = [f"{image.stem}.png" for image, _ in self.pairs]
         if len(set(self.names)) < len(self.names):
@@ -122,6 +125,12 @@ class Options:
     animate: bool = False  # film these
     keep_truth: bool = True  # write the truth to OUT/truth
     profiled: int = 0  # iterations to record
+
+
+def refuse_inputs(inputs: Folders, options: Options) -> None:
+    """Raises ValueError where a folder that `inpaint` writes to is one that `inputs` come from."""
+    written = ["", "test_results", "raw", "confidence", "samples", *Sheets.FOLDERS]
+    refuse_overwriting(inputs.folders, [*filter(None, [options.predicted]), *(options.out / name for name in written)])
 
 
 def inpaint(

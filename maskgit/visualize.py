@@ -172,6 +172,8 @@ class Sheets:
     nothing but grey, which stand where a token is hidden; `shown` numbers the images of the run that are drawn.
     """
 
+    FOLDERS = ("imga", "mask_scheduling", "animation")
+
     def __init__(
         self,
         decode: Callable[[Tensor, Tensor, Tensor], Tensor],

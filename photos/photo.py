@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from maskgit.data import as_hole, list_images, open_upright, pair, readable
+from maskgit.data import as_hole, list_images, open_upright, pair, readable, refuse_overwriting
 from photos.crops import EIGHT_NEIGHBOURS
 from photos.image_file import FORMATS, ImageFile, format_of, read_image_file, write_image_file
 
@@ -134,26 +134,36 @@ def _doubts(where: str, pixels: np.ndarray, hole: np.ndarray, masked: bool, loss
 # --- files ---
 
 
-def pair_photos(image, mask, out) -> list[tuple[Path, Path | None, Path]]:
-    """(picture, its mask if any, file of the result), of one picture or of all in a folder, paired as `data.pair` does.
+def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | None, list[Path]]]:
+    """(picture, its mask if any, files of its `samples` results), of one picture or of all in a folder, paired as
+    `data.pair` does.
 
-    `out` with a suffix is the result of one picture, else the folder of NAME.png. Raises ValueError naming what does
-    not fit.
+    `out` with a suffix is the result of one picture, else the folder of NAME.png; several are NAME_0.png ... Raises
+    ValueError naming what does not fit, and a result that is a picture or a mask.
     """
     image, mask, out = Path(image), mask and Path(mask), Path(out)
     if mask and mask.is_dir() != image.is_dir():
         raise ValueError(f"{image} and its mask {mask}: expected two files or two folders")
-    if not image.is_dir():
+    if image.is_dir():
+        if out.suffix.lower() in FORMATS:
+            raise ValueError(f"{out}: expected a folder for the results, as {image} is one")
+        images = list_images(image, FORMATS.keys())
+        if len({path.stem for path in images}) < len(images):
+            raise ValueError(f"{image}: two images of one name but for their ending would overwrite each other")
+        refuse_overwriting([image, *filter(None, [mask])], [out])
+        pairs = pair(images, list_images(mask, FORMATS.keys())) if mask else [(path, None) for path in images]
+        jobs = [(path, other, out / f"{path.stem}.png") for path, other in pairs]
+    else:
         target = out / f"{image.stem}.png" if out.is_dir() or not out.suffix else out
         format_of(target)
-        return [(image, mask, target)]
-    if out.suffix.lower() in FORMATS:
-        raise ValueError(f"{out}: expected a folder for the results, as {image} is one")
-    images = list_images(image, FORMATS.keys())
-    if len({path.stem for path in images}) < len(images):
-        raise ValueError(f"{image}: two images of one name but for their ending would overwrite each other")
-    pairs = pair(images, list_images(mask, FORMATS.keys())) if mask else [(path, None) for path in images]
-    return [(path, other, out / f"{path.stem}.png") for path, other in pairs]
+        jobs = [(image, mask, target)]
+    numbers = [f"_{number}" for number in range(samples)] if samples > 1 else [""]
+    jobs = [(*given, [target.with_stem(target.stem + number) for number in numbers]) for *given, target in jobs]
+    refuse_overwriting(
+        (path for picture, other, _ in jobs for path in (picture, other) if path),
+        (path for *_, targets in jobs for path in targets),
+    )
+    return jobs
 
 
 # --- writing ---
@@ -165,6 +175,5 @@ def write_photo(path, photo: Photo, pixels: np.ndarray) -> list[str]:
     Size, orientation and colour profile are the file's; known values are bit-identical in lossless formats.
     Raises ValueError naming the file: an unknown suffix, the photo's own file, or one that cannot be written.
     """
-    if Path(path).exists() and Path(photo.name).exists() and Path(path).samefile(photo.name):
-        raise ValueError(f"{path}: is the picture itself, expected another name for the result")
+    refuse_overwriting([Path(photo.name)], [Path(path)])
     return write_image_file(path, photo.file.filled(pixels, photo.hole))

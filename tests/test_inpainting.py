@@ -1,6 +1,7 @@
 """inpainting.py with tiny random networks: the command line, on folders in the lab's layout and on photographs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -548,6 +549,18 @@ def test_results_that_would_overwrite_each_other_are_refused(failure, lab):
     (lab.images / "image_004.png").unlink()
     (lab.masks / "mask_004.png").unlink()
     assert f"{lab.images}: two images of one name" in failure(*lab.flags)
+
+
+@pytest.mark.parametrize("where", ["truth", "images", "masks"])
+def test_results_never_go_into_the_folders_they_come_from(failure, lab, where):
+    truth = lab.csv.parent / "truth"
+    shutil.copytree(lab.images, truth)
+    folder = {"images": lab.images, "masks": lab.masks, "truth": truth}[where]
+    before = {path: path.read_bytes() for path in lab.csv.parent.rglob("*") if path.is_file()}
+    given = (*lab.flags, "--gtcsv-path", truth)
+    assert "is an input" in failure(*given, "--predicted-path", folder)
+    assert "is an input" in failure(*given, out=folder)
+    assert {path: path.read_bytes() for path in lab.csv.parent.rglob("*") if path.is_file()} == before
 
 
 def test_truth_of_another_shape_is_named(failure, lab):

@@ -1,6 +1,7 @@
 """photos/photo.py: sources of holes, messages, files; and the command line of inpainting.py for photos."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_photo_is_written_in_its_own_mode_and_never_over_itself(tmp_path):
         after = np.array(file)
         assert file.mode == "I;16"
     assert np.array_equal(after[~HOLE], np.array(sixteen)[~HOLE]) and (after[HOLE] % 257 == 0).all()
-    with pytest.raises(ValueError, match=r"cat\.png: is the picture itself"):
+    with pytest.raises(ValueError, match=r"cat\.png: is an input"):
         write_photo(tmp_path / "cat.png", photo, pixels)
     assert "JPEG changes known pixels" in " ".join(write_photo(tmp_path / "out.jpg", photo, pixels))
 
@@ -256,11 +257,27 @@ def test_a_single_bad_picture_is_status_1(failure):
 
 
 def test_pairs_and_names(tmp_path):
-    assert pair_photos("a/cat.jpg", "m.png", "out.webp")[0][2].name == "out.webp"
-    assert pair_photos("a/cat.v2.jpg", None, tmp_path)[0][2] == tmp_path / "cat.v2.png"
+    assert pair_photos("a/cat.jpg", "m.png", "out.webp") == [(Path("a/cat.jpg"), Path("m.png"), [Path("out.webp")])]
+    assert pair_photos("a/cat.v2.jpg", None, tmp_path, 2)[0][2] == [tmp_path / "cat.v2_0.png", tmp_path / "cat.v2_1.png"]
     folder = tmp_path / "images"
     folder.mkdir()
     CAT.save(folder / "cat.png")
     shutil.copy(folder / "cat.png", folder / "cat.webp")
     with pytest.raises(ValueError, match="two images of one name"):
         pair_photos(folder, None, tmp_path / "out")
+
+
+def test_no_result_replaces_a_picture_or_a_mask(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        CAT.save(tmp_path / name / "cat.png")
+    image, mask = tmp_path / "images" / "cat.png", tmp_path / "masks" / "cat.png"
+    (tmp_path / "link.png").symlink_to(mask)
+    CAT.save(tmp_path / "cat_1.png")
+    for given in (
+        (image, mask, image), (image, mask, mask), (image, mask, image.parent), (image, mask, mask.parent),
+        (image, mask, tmp_path / "link.png"), (image.parent, mask.parent, mask.parent),
+        (image.parent, None, tmp_path / "images" / ".." / "images"), (image, tmp_path / "cat_1.png", tmp_path, 2),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="is an input"):
+            pair_photos(*given)
