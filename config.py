@@ -16,7 +16,7 @@ import pydantic
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from maskgit.decoding import DecodingConfig
+from maskgit.decoding_config import DecodingConfig, TotalIter
 from maskgit.hiding import HOLES, POLICIES, checked_weights
 from models.autoencoder import VQGANConfig
 from models.settings import Settings, explain, parse_yaml, read_config
@@ -94,7 +94,8 @@ class GuessesConfig(Settings):
 
     transformer: str | None = Field(None, description="its weights file; null: hidden tokens are the true ones")
     share: float = Field(0.5, ge=0, le=1, description="of the images of a step; the others keep their true tokens")
-    total_iter: int = Field(4, ge=1, description="iterations of its decoding, otherwise as `decoding` says")
+    total_iter: TotalIter = Field(4, description="iterations of its decoding, otherwise as `decoding` says")
+    expected: float = Field(0.0, ge=0, le=1, description="of the guesses: those that come as means of codes")
 
 
 class VQGANTrainingConfig(TrainingConfig):

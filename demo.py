@@ -26,7 +26,7 @@ from PIL import Image
 
 from config import add_flag
 from maskgit.data import to_pixels, write_image
-from maskgit.decoding import SAMPLERS
+from maskgit.decoding_config import AUTO, SAMPLERS, STEPS
 from maskgit.folders import chelsea
 from maskgit.inpainter import PRETRAINED, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
@@ -157,8 +157,9 @@ class Page:
             photo = read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
             if seed is None:
                 raise ValueError("seed: expected a whole number from 0")
+            total, stop = (steps, sweet_spot) if steps else (AUTO, None)
             decoding = self.inpainter.decoding.changed(
-                total_iter=steps, sweet_spot=sweet_spot, mask_func=schedule, sampler=sampler, temperature=temperature
+                total_iter=total, sweet_spot=stop, mask_func=schedule, sampler=sampler, temperature=temperature
             )
             filling = Filling(self.inpainter, photo, int(seed), samples, decoding)
         except ValueError as error:
@@ -170,7 +171,7 @@ class Page:
 
     def _watch(self, filling: Filling, stem: Path) -> Iterator[tuple]:
         """Yields what `fill` does; the pictures are files, as in `show`, whose names begin with `stem`."""
-        photo, samples, last = filling.photo, filling.samples, filling.decoding.sweet_spot
+        photo, samples = filling.photo, filling.samples
         start, steps, film = time.perf_counter(), StepPictures(filling), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
         for rows, state in filling.steps():
@@ -178,7 +179,8 @@ class Page:
             film[state.step - 1 :] = written(f"{stem}_film", steps.film(state.step), first=state.step)
             bar = f"<div class='bar' style='width: {filling.share(rows, state):.0%}'></div>"
             gallery = gr.Gallery(written(f"{stem}_now", steps.pictures()), columns=columns, selected_index=None)
-            yield f"<div>Step {state.step} of {last}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
+            told = f"<div>Step {state.step} of {filling.last(rows)}{bar}</div>"
+            yield told, gallery, film, None, gr.DownloadButton(visible=False)
         notes = [*photo.notes, *shrinking(photo.name, filling.crops, self.inpainter.size)]
 
         def keep(file: Path, pixels: np.ndarray) -> None:
@@ -251,8 +253,9 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
                 save = gr.DownloadButton("Download", visible=False)
             with gr.Column(scale=2, min_width=240):
                 count = gr.Slider(1, MOST, 4, step=1, label="Completions")
-                steps = gr.Slider(1, 32, usual.total_iter, step=1, label="Steps")
-                sweet_spot = gr.Slider(1, usual.total_iter, usual.sweet_spot, step=1, label="Sweet spot")
+                total = 0 if usual.total_iter == AUTO else usual.total_iter
+                steps = gr.Slider(0, 32, total, step=1, label="Steps (0: as many as the hole needs)")
+                sweet_spot = gr.Slider(1, total or STEPS, usual.stop or STEPS, step=1, label="Sweet spot")
                 schedule = gr.Dropdown(list(SCHEDULES), value=usual.mask_func, label="Schedule")
                 sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
                 temperature = gr.Slider(0, 10, usual.temperature, step=0.1, label="Temperature")
@@ -267,7 +270,7 @@ def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
         upload.upload(page.open, upload, [path, editor], **quick)
         clear.click(page.show, path, editor, **quick)
         family.input(page.ready_made, [path, family, seed], editor, **quick)
-        steps.release(lambda most: gr.Slider(maximum=most, value=most), steps, sweet_spot, **quick)
+        steps.release(lambda most: gr.Slider(maximum=most or STEPS, value=most or STEPS), steps, sweet_spot, **quick)
         completions.select(page.save, completions, save, **quick)
         fill.click(
             page.fill, [editor, path, *settings], [status, completions, film, maps, save],

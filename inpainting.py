@@ -23,7 +23,7 @@ from tqdm import tqdm
 from config import add_flag
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.data import Inputs, to_float
-from maskgit.decoding import SAMPLERS, DecodingConfig
+from maskgit.decoding_config import AUTO, CODES, SAMPLERS, DecodingConfig
 from maskgit.folders import Folders, Options, chelsea, inpaint, refuse_inputs, write_manifest
 from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult
 from maskgit.masks import SCHEDULES, TOKEN_RULES
@@ -108,6 +108,11 @@ def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
     return parse
 
 
+def total_iter(text: str) -> int | str:
+    """Reads a number of iterations, or auto."""
+    return AUTO if text == AUTO else int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line; every flag with a hyphen is understood with an underscore too."""
     parser = argparse.ArgumentParser(
@@ -147,7 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
              help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
-    add_flag(how, "--total-iter", type=int, metavar="T", help="iterations of the schedule")
+    add_flag(how, "--total-iter", type=total_iter, metavar="T",
+             help="iterations of the schedule; auto: as many as the hole needs")  # fmt: skip
     add_flag(how, "--sweet-spot", type=int, metavar="S", help="stop after this many; what is left is filled then")
     add_flag(how, "--mask-func", choices=list(SCHEDULES), help="mask schedule")
     add_flag(how, "--sampler", choices=SAMPLERS,
@@ -155,6 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--temperature", type=float, metavar="X", help="weight of that noise; it shrinks, or grows")
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
     add_flag(how, "--top-k", type=int, metavar="K", help="draw from the K most probable codes; 0: from all")
+    add_flag(how, "--codes", choices=CODES,
+             help="decode drawn codes, the likeliest, the mean of all, or that for the last ones alone")  # fmt: skip
     add_flag(how, "--forget", action="store_true", default=None, help="predict from the given tokens alone")
     add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")

@@ -1,91 +1,31 @@
-"""Iterative parallel decoding: the options, one pure decode step, and the one sampling loop of the repository.
+"""Iterative parallel decoding: one pure decode step, and the one sampling loop of the repository.
 
     tokens      (b, n)     long   codes 0..k-1; mask_id = k where hidden
     hidden      (b, n)     bool   tokens to predict, True = hidden
     logits      (m, k)     float  what a transformer says of the hidden tokens, image by image
     confidence  (b, n)     float  probability of the chosen code, in [0, 1]
 
-b batch, n tokens, k codes, m hidden tokens of the whole batch, T iterations, t the step 1..T, r = t / T.
+b batch, n tokens, k codes, e dimension of a code, m hidden tokens of the whole batch, T iterations, t the step 1..T,
+r = t / T.
 The loop sees `predict: tokens (b, n) -> logits (m, k)`, never a model, a trainer or a device.
 """
 
-import functools
-import math
 import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
-import pydantic
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit.masks import TokenRule, schedule
-from models.settings import Settings, explain, in_brief
+from maskgit.decoding_config import AUTO, DecodingConfig
+from maskgit.masks import schedule
+from maskgit.orders import noise_weight, rank_score, square_side
 
-Sampler = Literal["maskgit", "lab", "growing", "random", "halton"]
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
-
-
-class DecodingConfig(Settings):
-    """How hidden tokens are decoded: MaskGIT (arXiv 2202.04200, section 3.2) and its kin."""
-
-    total_iter: int = pydantic.Field(10, ge=1, description="T, iterations that the mask schedule is laid out over")
-    sweet_spot: int = pydantic.Field(10, ge=1, description="iteration, at most T, that fills everything still hidden")
-    mask_func: str = pydantic.Field("cosine", description="mask schedule: cosine, linear, square, cubic or sqrt")
-    sampler: Sampler = pydantic.Field(
-        "maskgit",
-        description="order of decoding: log p + Gumbel noise (maskgit), p + Gumbel noise (lab), the same with noise "
-        "that grows (growing), random, or spread evenly over the image (halton)",
-    )
-    temperature: float = pydantic.Field(
-        4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r, or grows as 1 - mask_func(r)"
-    )
-    sampling_temperature: float = pydantic.Field(1.0, ge=0, description="temperature of the codes; 0 takes the argmax")
-    top_k: int = pydantic.Field(0, ge=0, description="codes are drawn from the k most probable ones; 0 = from all")
-    forget: bool = pydantic.Field(
-        False, description="predict from the tokens of the picture as it was given, never from those decided since"
-    )
-    second_look: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="share of the decided tokens, the least sure, that is hidden and decoded once more"
-    )
-
-    token_rule: TokenRule = pydantic.Field(
-        "any", description="a token is hidden where any, or more than half, of its pixels are missing"
-    )
-    pre_fill: bool = pydantic.Field(False, description="encode the hole filled by Navier-Stokes inpainting, not grey")
-
-    @pydantic.field_validator("mask_func")
-    @classmethod
-    def _known_schedule(cls, name: str) -> str:
-        schedule(name)  # raises ValueError that lists the known names
-        return name
-
-    @pydantic.model_validator(mode="after")
-    def _stops_in_time(self):
-        if self.sweet_spot > self.total_iter:
-            raise ValueError(f"sweet_spot = {self.sweet_spot} must be at most total_iter = {self.total_iter}")
-        return self
-
-    def changed(self, **options) -> "DecodingConfig":
-        """These settings with the `options` that are not None; total_iter alone moves the sweet spot with it.
-
-        Raises ValueError, one line, naming what is wrong.
-        """
-        given = {name: value for name, value in options.items() if value is not None}
-        if "total_iter" in given:
-            given.setdefault("sweet_spot", given["total_iter"])
-        try:
-            return DecodingConfig.model_validate(self.model_dump() | given)
-        except pydantic.ValidationError as error:
-            raise ValueError(in_brief(explain(error, DecodingConfig))) from error
-
-    @property
-    def needs_seed(self) -> bool:
-        """Whether two seeds may give two results."""
-        noisy = self.sampler == "random" or (self.sampler != "halton" and self.temperature > 0)
-        return (self.sampling_temperature > 0 and self.top_k != 1) or (noisy and self.sweet_spot > 1)
+REACH = 2.0  # tokens: a hole whose tokens are at most so far from known ones, on average, needs one iteration
+STEPS_A_RING = 4.0  # further iterations for each token that it is deeper
+LONGEST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +36,12 @@ class State:
     tokens: Tensor  # (b, n) long, mask_id where still hidden
     hidden: Tensor  # (b, n) bool
     confidence: Tensor  # (b, n) float32, 1 for tokens known from the start; where still hidden, of the code not taken
+    codes: Tensor | None = None  # (b, n, e) float32: vectors to decode in place of tokens, where `config.blends`
+
+    @property
+    def decodable(self) -> Tensor:
+        """What a VQGAN decodes: code vectors (b, n, e), or tokens (b, n)."""
+        return self.tokens if self.codes is None else self.codes
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -108,6 +54,7 @@ def sample(
     mask_id: int,
     config: DecodingConfig,
     seeds: Sequence[int],
+    codebook: Tensor | None = None,
 ) -> Iterator[State]:
     """Decodes the hidden tokens, yielding a State after every iteration; in the last one nothing is hidden.
 
@@ -115,8 +62,9 @@ def sample(
         float type, k <= mask_id; images that are complete are not among the b
     tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden (but with `config.forget`, which reads
         what was there); hidden (b, n) bool; neither is modified
-    seeds: b integers >= 0. Image i's draws at step t are a function of (seeds[i], t) alone, made on the CPU: its
-    result depends neither on the rest of the batch nor on the device that draws.
+    seeds: b integers >= 0. Image i's draws in its t-th iteration are a function of (seeds[i], t) alone, made on the
+        CPU: its result depends neither on the rest of the batch nor on the device that draws.
+    codebook (mask_id, e): the code vectors, which `config.codes` expected and mixed average
 
     Known and decided tokens are never sampled again, but for the second look: after the last iteration the least sure
     of the decided ones are hidden, and the schedule goes on from where about as many were left. Without a hidden
@@ -124,81 +72,123 @@ def sample(
     Raises ValueError, at once, for tensors or seeds that do not fit, and while iterating for logits that do not.
     """
     seeds = _check_inputs(tokens, hidden, mask_id, config, seeds)
-    return _iterate(predict, tokens, hidden, mask_id, config, seeds)
+    if not config.blends:
+        codebook = None
+    elif codebook is None or codebook.ndim != 2 or len(codebook) != mask_id:
+        found = codebook if codebook is None else tuple(codebook.shape)
+        raise ValueError(f"codebook: codes {config.codes} expects ({mask_id}, e), found {found}")
+    return _Loop(predict, tokens, hidden, mask_id, config, seeds, codebook).states()
 
 
-def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config: DecodingConfig, seeds: Sequence[int]) -> Tensor:
-    """The tokens (b, n) of the last state of `sample`, whose arguments these are."""
-    for state in sample(predict, tokens, hidden, mask_id, config, seeds):
-        tokens = state.tokens
-    return tokens
-
-
-def _iterate(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: list[int]) -> Iterator[State]:
-    state = State(0, tokens.masked_fill(hidden, mask_id), hidden, torch.ones(tokens.shape, device=tokens.device))
-    count = hidden.sum(dim=1).cpu()  # (b), the counts stay on the CPU: asking for them waits for no GPU
-    if not count.any():
-        yield State(1, state.tokens, hidden, state.confidence)
-        return
-    given = tokens if config.forget else None
-    state = yield from _decode(predict, given, state, count, 1, mask_id, config, seeds)
-    if config.second_look:
-        state = look_again(state, hidden, mask_id, config)
-        yield from _decode(predict, given, state, count, step_of_second_look(config), mask_id, config, seeds)
-
-
-def _decode(
-    predict, given: Tensor | None, state: State, count: Tensor, t: int, mask_id: int, config, seeds: list[int]
-) -> Generator[State, None, State]:
-    """Decodes until nothing is hidden, from step `t` of the schedule; `given` (b, n): tokens to predict from."""
-    left = state.hidden.sum(dim=1).cpu()
-    while left.any():
-        seen = state.tokens if given is None else given.masked_fill(state.hidden, mask_id)
-        with torch.no_grad():
-            logits = predict(seen if left.all() else seen[(left > 0).to(seen.device)])
-        _check_logits(logits, int(left.sum()), mask_id)
-        left = still_hidden(count, left, t, config)
-        uniforms = draws(seeds, state.step + 1, seen.shape[1])
-        state = decode_step(state, logits, left, uniforms, t / config.total_iter, config)
-        yield state
-        t += 1
+def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: Sequence[int], codebook=None) -> State:
+    """The last state of `sample`, whose arguments these are."""
+    *_, state = sample(predict, tokens, hidden, mask_id, config, seeds, codebook)
     return state
 
 
-# --- one step, in pure functions --------------------------------------------------------------------------------------
+class _Loop:
+    """The iterations of a batch. The counts (b) stay on the CPU: asking for them waits for no GPU."""
+
+    def __init__(self, predict, tokens, hidden, mask_id, config: DecodingConfig, seeds: list[int], codebook):
+        self.predict, self.given, self.hidden, self.mask_id = predict, tokens, hidden, mask_id
+        self.config, self.seeds, self.codebook = config, seeds, codebook
+        self.count = hidden.sum(dim=1).cpu()
+        self.total = iterations(hidden, config).cpu()
+        self.turn = torch.zeros_like(self.count)  # iterations that decided something of each image
+
+    def states(self) -> Iterator[State]:
+        tokens = self.given.masked_fill(self.hidden, self.mask_id)
+        vectors = None if self.codebook is None else F.embedding(self.given.masked_fill(self.hidden, 0), self.codebook)
+        state = State(0, tokens, self.hidden, torch.ones(tokens.shape, device=tokens.device), vectors)
+        if not self.count.any():
+            yield State(1, state.tokens, state.hidden, state.confidence, state.codes)
+            return
+        state = yield from self._decode(state, torch.ones_like(self.total))
+        if self.config.second_look:
+            state = look_again(state, self.hidden, self.mask_id, self.config)
+            yield from self._decode(state, steps_of_second_look(self.total, self.config))
+
+    def _decode(self, state: State, step: Tensor) -> Generator[State, None, State]:
+        """Decodes until nothing is hidden, each image from its `step` (b) of the schedule."""
+        left = state.hidden.sum(dim=1).cpu()
+        while left.any():
+            seen = self.given.masked_fill(state.hidden, self.mask_id) if self.config.forget else state.tokens
+            with torch.no_grad():
+                logits = self.predict(seen if left.all() else seen[(left > 0).to(seen.device)])
+            _check_logits(logits, int(left.sum()), self.mask_id)
+            self.turn += left > 0
+            left = still_hidden(self.count, left, step, self.total, self.config)
+            uniforms = draws(self.seeds, self.turn.tolist(), seen.shape[1])
+            r = (step / self.total.double()).clamp(max=1)  # images that are done go beyond their T
+            state = decode_step(state, logits, left, uniforms, r, self.config, self.codebook)
+            yield state
+            step = step + 1
+        return state
 
 
-def still_hidden(count: Tensor, left: Tensor, step: int, config: DecodingConfig) -> Tensor:
+# --- how many tokens at which step ------------------------------------------------------------------------------------
+
+
+def iterations(hidden: Tensor, config: DecodingConfig) -> Tensor:
+    """T of each image of hidden (b, n): (b) long. With total_iter auto, as many as the hole needs (see `depth`).
+
+    Raises ValueError for auto where n is no square number.
+    """
+    if config.total_iter != AUTO:
+        return torch.full((len(hidden),), config.total_iter)
+    return ((depth(hidden) - REACH) * STEPS_A_RING).ceil().long().clamp(1, LONGEST)
+
+
+def depth(hidden: Tensor) -> Tensor:
+    """How far what is hidden is from what is known: the mean over the hidden tokens of hidden (b, n) of the distance,
+    in tokens (8 neighbours), to the nearest known one; the border of the picture is none. (b) float32, 0 for no hole.
+
+    A token next to a known one is at distance 1. Raises ValueError where n is no square number.
+    """
+    side = square_side(hidden.shape[1], f"total_iter {AUTO}")
+    left, total = hidden.view(-1, 1, side, side).float(), torch.zeros(len(hidden), device=hidden.device)
+    for _ in range(side):  # a ring less each time; a picture that is all hole counts as `side` deep
+        total += left.sum(dim=(1, 2, 3))
+        left = 1 - F.max_pool2d(1 - left, 3, stride=1, padding=1)  # pads with -inf: beyond the border nothing is known
+    return total / hidden.sum(dim=1).clamp(min=1)
+
+
+def still_hidden(count: Tensor, left: Tensor, step: Tensor, total: Tensor, config: DecodingConfig) -> Tensor:
     """How many tokens of each image stay hidden after `step`: floor(schedule(step / T) count), (b) long, on the CPU.
 
-    count (b): hidden at the start; left (b): hidden before this step. At least one token is decided wherever any is
-    left, none comes back, and at `sweet_spot` nothing is left.
+    count (b): hidden at the start; left (b): hidden before this step; step and total (b): t and T. At least one token
+    is decided wherever any is left, none comes back, and at the sweet spot nothing is left.
     """
-    if step >= config.sweet_spot:
-        return torch.zeros_like(left)
-    fraction = schedule(config.mask_func)(step / config.total_iter)
+    fraction = schedule(config.mask_func)((step / total.double()).clamp(max=1))
     # 1e-9: in binary (1 - 0.9) * 100 is 9.999999999999998, which must count as 10
-    target = (count.double() * fraction + 1e-9).floor().long()
-    return torch.minimum(target, left - 1).clamp(min=0)
+    target = (count * fraction + 1e-9).floor().long()
+    return torch.minimum(target, left - 1).clamp(min=0).masked_fill(step >= (config.sweet_spot or total), 0)
 
 
-def draws(seeds: Sequence[int], step: int, n: int) -> Tensor:
-    """Uniforms in [0, 1) of one step, (b, 2, n) float32: for each token one for its code and one for its rank.
+def draws(seeds: Sequence[int], steps: Sequence[int], n: int) -> Tensor:
+    """Uniforms in [0, 1) of a step of each image, (b, 2, n) float32: for each token one for its code, one for its rank.
 
     NumPy's SeedSequence mixes all bits of (seed, step); torch's CPU generator would keep only 32 bits of a seed.
     """
     uniforms = np.empty((len(seeds), 2, n), dtype=np.float32)
-    for image, seed in zip(uniforms, seeds, strict=True):
+    for image, seed, step in zip(uniforms, seeds, steps, strict=True):
         np.random.default_rng([seed, step]).random(out=image, dtype=np.float32)
     return torch.from_numpy(uniforms)
 
 
 def decode_step(
-    state: State, logits: Tensor, left: Tensor, uniforms: Tensor, r: float, config: DecodingConfig
+    state: State,
+    logits: Tensor,
+    left: Tensor,
+    uniforms: Tensor,
+    r: Tensor,
+    config: DecodingConfig,
+    codebook: Tensor | None = None,
 ) -> State:
     """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
 
-    logits (m, k), uniforms (b, 2, n) as `draws` gives them, r in (0, 1]; a pure function. The confidence is the
+    logits (m, k), uniforms (b, 2, n) as `draws` gives them, r (b) in (0, 1], codebook (k, e) where the state has code
+    vectors; a pure function. The confidence is the
     probability of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the
     official MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model
     thinks of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
@@ -212,27 +202,53 @@ def decode_step(
         raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
 
     score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided
-    place = torch.where(hidden)[1]  # (m)
-    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], r, config)
+    image, place = torch.where(hidden)  # (m) each
+    weight = noise_weight(r, config).to(image.device)[image]
+    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], weight, config)
     rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = least confident; no two alike, so counts are exact
     stays = rank < left.to(hidden.device)[:, None]
 
     proposed = state.tokens.masked_scatter(hidden, codes)
     confidence = state.confidence.masked_scatter(hidden, log_p.exp())
-    return State(step, torch.where(stays, state.tokens, proposed), stays, confidence)
+    vectors = state.codes
+    if vectors is not None:
+        found = F.embedding(codes, codebook)  # (m, e)
+        soft = (left == 0).to(image.device)[image] if config.codes == "mixed" else slice(None)
+        found[soft] = expected_codes(logits[soft], codebook, config)
+        decided = hidden & ~stays
+        vectors = vectors.masked_scatter(decided[..., None], found[decided[hidden]])
+    return State(step, torch.where(stays, state.tokens, proposed), stays, confidence, vectors)
 
 
 def choose_codes(logits: Tensor, uniform: Tensor, config: DecodingConfig) -> Tensor:
     """One code for each row of logits (m, k) float32, by inverse CDF at uniform (m) in [0, 1): (m) long."""
-    if config.sampling_temperature == 0:
+    if config.codes == "argmax" or config.sampling_temperature == 0:
         return logits.argmax(dim=1)
+    p, ids = _tempered(logits, config)
+    index = _invert(p, uniform)
+    return index if ids is None else ids.gather(1, index[:, None])[:, 0]
+
+
+def expected_codes(logits: Tensor, codebook: Tensor, config: DecodingConfig) -> Tensor:
+    """The mean of the code vectors, codebook (k, e), under the probabilities that codes are drawn with: (m, e) float32.
+
+    Kin: soft-masking (arXiv 2510.17206). Of l2-normalised codes it is shorter than one where the model is unsure.
+    """
+    if config.sampling_temperature == 0:
+        return F.embedding(logits.argmax(dim=1), codebook)
+    p, ids = _tempered(logits, config)
+    codebook = codebook.float()[: logits.shape[1]]
+    return p @ codebook if ids is None else (p[..., None] * F.embedding(ids, codebook)).sum(dim=1)
+
+
+def _tempered(logits: Tensor, config: DecodingConfig) -> tuple[Tensor, Tensor | None]:
+    """Probabilities (m, k) at the sampling temperature (> 0), or those of the top_k alone with their ids (m, top_k)."""
     top, ids = logits, None
     if 0 < config.top_k < logits.shape[1]:
         top, ids = logits.topk(config.top_k, dim=1)  # exactly top_k columns, even with ties
     # the maximum first, or a small temperature overflows; below 1e-6 float32 knows the argmax only
     scaled = (top - top.amax(dim=1, keepdim=True)) / max(config.sampling_temperature, 1e-6)
-    index = _invert(scaled.softmax(dim=1), uniform)
-    return index if ids is None else ids.gather(1, index[:, None])[:, 0]
+    return scaled.softmax(dim=1), ids
 
 
 def _invert(p: Tensor, uniform: Tensor) -> Tensor:
@@ -246,24 +262,6 @@ def _invert(p: Tensor, uniform: Tensor) -> Tensor:
     return index[:, 0]
 
 
-def rank_score(log_p: Tensor, uniform: Tensor, place: Tensor, n: int, r: float, config: DecodingConfig) -> Tensor:
-    """What hidden tokens are ranked by, (m) float32, the highest is decided first; r in (0, 1].
-
-    log_p and uniform (m) in [0, 1), place (m) long: which of the image's n tokens it is
-    maskgit: log p + temperature (1 - r) Gumbel; lab: p + temperature (1 - r) Gumbel; growing: p + temperature
-    (1 - mask_func(r)) Gumbel, mask_func the schedule; random: Gumbel alone; halton: minus the token's turn in
-    `halton_turns`.
-    """
-    if config.sampler == "halton":
-        return -halton_turns(n).to(place.device)[place].float()
-    gumbel = -(-uniform.clamp(min=2**-25).log()).log()  # float32 uniforms are multiples of 2^-24: 0 stands for less
-    if config.sampler == "random":
-        return gumbel
-    confidence = log_p if config.sampler == "maskgit" else log_p.exp()
-    noise = 1 - (schedule(config.mask_func)(r) if config.sampler == "growing" else r)
-    return confidence + config.temperature * noise * gumbel
-
-
 def look_again(state: State, hidden: Tensor, mask_id: int, config: DecodingConfig) -> State:
     """`state`, complete, with the least sure of its decided tokens hidden: floor(second_look count) of each image.
 
@@ -272,46 +270,21 @@ def look_again(state: State, hidden: Tensor, mask_id: int, config: DecodingConfi
     again = (hidden.sum(dim=1).double() * config.second_look + 1e-9).floor()  # (b)
     unsure = state.confidence.masked_fill(~hidden, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
     back = unsure < again[:, None]
-    return State(state.step, state.tokens.masked_fill(back, mask_id), back, state.confidence)
+    return State(state.step, state.tokens.masked_fill(back, mask_id), back, state.confidence, state.codes)
 
 
-def step_of_second_look(config: DecodingConfig) -> int:
-    """The step of the schedule that the second look starts with: the first that leaves less than its share."""
-    fraction = schedule(config.mask_func)
-    early = (t for t in range(1, config.sweet_spot) if fraction(t / config.total_iter) < config.second_look)
-    return next(early, config.sweet_spot)
+def steps_of_second_look(total: Tensor, config: DecodingConfig) -> Tensor:
+    """The step of the schedule that each image's second look starts with: the first that leaves less than its share.
 
-
-@functools.cache
-def halton_turns(n: int) -> Tensor:
-    """When each of n tokens, a square grid row by row, gets its turn: (n) long, a permutation of 0..n-1.
-
-    Cells in the order in which the two-dimensional Halton sequence of bases 2 and 3 first falls into them
-    (Besnier et al., Halton-MaskGIT, arXiv 2503.17076): neighbours are decided far apart in time.
-    Raises ValueError where n is no square number.
+    total (b): T of each image; (b) long.
     """
-    side = math.isqrt(n)
-    if side * side != n:
-        raise ValueError(f"sampler halton: expected a square grid of tokens, found {n}")
-    turns = torch.full((n,), -1)
-    index = taken = 0
-    while taken < n:
-        index += 1
-        cell = int(_radical_inverse(index, 2) * side) * side + int(_radical_inverse(index, 3) * side)
-        if turns[cell] < 0:
-            turns[cell] = taken
-            taken += 1
-    return turns
+    fraction = schedule(config.mask_func)
 
+    def first(total: int) -> int:
+        stop = config.sweet_spot or total
+        return next((t for t in range(1, stop) if fraction(t / total) < config.second_look), stop)
 
-def _radical_inverse(index: int, base: int) -> float:
-    """The digits of `index` in `base`, mirrored at the point: in [0, 1)."""
-    value, weight = 0.0, 1.0
-    while index:
-        index, digit = divmod(index, base)
-        weight /= base
-        value += digit * weight
-    return value
+    return torch.tensor([first(number) for number in total.tolist()], dtype=torch.long)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

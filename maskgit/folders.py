@@ -25,10 +25,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from maskgit.data import (
-    GREY, Inputs, list_images, pair, read_image, read_pair, refuse_overwriting, to_pixels, write_image,
+    GREY,
+    Inputs,
+    list_images,
+    pair,
+    read_image,
+    read_pair,
+    refuse_overwriting,
+    to_pixels,
+    write_image,
 )  # fmt: skip
 from maskgit.dataset import ImageDataset
-from maskgit.decoding import DecodingConfig, State
+from maskgit.decoding import State
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter, InpaintingResult
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Sheets, confidence_map, first_of_each
@@ -141,7 +150,7 @@ def inpaint(
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
     drawn = first_of_each(inputs.groups, options.drawn)
-    sheets = Sheets(inpainter.decode, inpainter.blank(), options.out, drawn, options.animate)
+    sheets = Sheets(inpainter, options.out, drawn, options.animate)
     size = options.batch_size or images_at_once(inpainter.device)
     pending: list[Future] = []
     with (

@@ -10,6 +10,7 @@ the other methods take tensors of these shapes.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from maskgit.classical import paint
 from maskgit.data import GREY, to_float, to_hole, to_images, to_pixels, to_uint8
-from maskgit.decoding import DecodingConfig, State, sample
+from maskgit.decoding import State, sample
+from maskgit.decoding_config import DecodingConfig
 from maskgit.masks import composite, to_hidden
 from models.checkpoint import file_hash, read_weights
 from models.settings import explain, in_brief
@@ -74,13 +76,26 @@ class Codec:
         with autocast(self.device, "float32"):
             return self.vqgan.encode(to_float(images).to(self.device, memory_format=self.layout))
 
-    def blank(self) -> Tensor:
-        """The tokens (1, n) of a grey image: what pictures of an iteration show where a token is hidden."""
+    @cached_property
+    def _grey(self) -> Tensor:
+        """The tokens (1, n) of a grey image."""
         return self.encode(torch.full((1, 3, self.size, self.size), GREY, dtype=torch.uint8))
+
+    def shown(self, state: State) -> Tensor:
+        """What `decode` makes a picture of an iteration of: its tokens (b, n), or code vectors (b, n, e), grey where a
+        token is hidden."""
+        if state.codes is None:
+            return torch.where(state.hidden, self._grey, state.tokens)
+        return torch.where(state.hidden[..., None], self.codebook[self._grey], state.codes)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The code vectors (k, e), float32."""
+        return self.vqgan.codebook.vectors().float()
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, painted: Tensor, hole: Tensor) -> Tensor:
-        """tokens (b, n) -> uint8 images (b, 3, S, S) on the CPU.
+        """tokens (b, n), or code vectors (b, n, e), -> uint8 images (b, 3, S, S) on the CPU.
 
         Some decoders read the known pixels of the `painted` images, some the first guess in their holes too.
         """
@@ -209,10 +224,10 @@ class Inpainter(Codec):
         raw, last = [], []
         for rows in (slice(start, min(start + size, len(owner))) for start in range(0, len(owner), size)):
             mine = owner[rows]
-            own = tokens[mine], hidden[mine], self.transformer.mask_id, decoding, seeds[rows]
+            own = tokens[mine], hidden[mine], self.transformer.mask_id, decoding, seeds[rows], self.codebook
             for state in sample(self.predict, *own):
                 yield rows, state
-            raw.append(self.decode(state.tokens, painted[mine], hole[mine]))
+            raw.append(self.decode(state.decodable, painted[mine], hole[mine]))
             last.append(state)
         raw = torch.cat(raw)
         decided, confidence = (torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "confidence"))
@@ -238,9 +253,10 @@ class Inpainter(Codec):
         hole,
         *,
         seed: int | Sequence[int] = 0,
-        steps: int | None = None,
+        steps: int | str | None = None,
         schedule: str | None = None,
         sweet_spot: int | None = None,
+        codes: str | None = None,
         sampler: str | None = None,
         temperature: float | None = None,
         sampling_temperature: float | None = None,
@@ -273,9 +289,9 @@ class Inpainter(Codec):
         seeds = [seed + i for i in range(len(images))] if isinstance(seed, Integral) else list(seed)
         try:
             decoding = self.decoding.changed(
-                total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, sampler=sampler, temperature=temperature,
-                sampling_temperature=sampling_temperature, top_k=top_k, forget=forget, second_look=second_look,
-                token_rule=token_rule, pre_fill=pre_fill,
+                total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, codes=codes, sampler=sampler,
+                temperature=temperature, sampling_temperature=sampling_temperature, top_k=top_k, forget=forget,
+                second_look=second_look, token_rule=token_rule, pre_fill=pre_fill,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(str(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None

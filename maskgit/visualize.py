@@ -17,6 +17,7 @@ from torchvision.utils import make_grid
 
 from maskgit.data import GREY, Inputs, to_pixels, to_uint8, write_animation, write_image
 from maskgit.decoding import State
+from maskgit.inpainter import Codec
 
 SIDE = 256  # pixels that small pictures are magnified to, at least
 LINE = 18  # height of a line of text in pixels
@@ -150,52 +151,46 @@ class Film:
     """The tokens of some images of a batch after each iteration.
 
     images: the numbers, in the batch, of those that are drawn; samples: rows an image in what is decoded, of which the
-    first is drawn.
+    first is drawn; shown: what is kept of a State, `Codec.shown`.
     """
 
-    def __init__(self, images: list[int], samples: int):
-        self.samples = samples
+    def __init__(self, images: list[int], samples: int, shown: Callable[[State], Tensor]):
+        self.samples, self.shown = samples, shown
         self.steps: dict[int, list[tuple[Tensor, Tensor]]] = {image: [] for image in images}
 
     def add(self, rows: slice, state: State) -> None:
         """Keeps what an iteration made of the rows that are drawn."""
-        for image, steps in self.steps.items():
-            if rows.start <= (row := image * self.samples) < rows.stop:
-                steps.append((state.tokens[row - rows.start], state.hidden[row - rows.start]))
+        if drawn := [image for image in self.steps if rows.start <= image * self.samples < rows.stop]:
+            codes = self.shown(state)
+            for image in drawn:
+                row = image * self.samples - rows.start
+                self.steps[image].append((codes[row], state.hidden[row]))
 
 
 class Sheets:
     """Pictures of the iterations of a few images: OUT/imga, OUT/mask_scheduling and a row each of OUT/overview.png;
     OUT/animation where `animate` says so.
 
-    `decode` takes tokens (b, n), painted images and hole to uint8 images (b, 3, H, W); `blank` (1, n) are the tokens of
-    nothing but grey, which stand where a token is hidden; `shown` numbers the images of the run that are drawn.
+    `codec` decodes what it shows of a State; `drawn` numbers the images of the run that are drawn.
     """
 
     FOLDERS = ("imga", "mask_scheduling", "animation")
 
-    def __init__(
-        self,
-        decode: Callable[[Tensor, Tensor, Tensor], Tensor],
-        blank: Tensor,
-        out: Path,
-        shown: list[int],
-        animate: bool = False,
-    ):
-        self.decode, self.blank, self.out, self.shown = decode, blank, out, shown
+    def __init__(self, codec: Codec, out: Path, drawn: list[int], animate: bool = False):
+        self.codec, self.out, self.drawn = codec, out, drawn
         self.animate, self.overview = animate, []
 
     def film(self, start: int, count: int, samples: int) -> Film:
         """A film of those of the `count` images of a batch that are drawn; `start` is the number of the first."""
-        return Film([index - start for index in self.shown if start <= index < start + count], samples)
+        drawn = [index - start for index in self.drawn if start <= index < start + count]
+        return Film(drawn, samples, self.codec.shown)
 
     def write(self, batch: Inputs, hidden: Tensor, painted: Tensor, results: Tensor, film: Film) -> None:
         """`hidden` (b, n): at the start; `painted` and `results` (b, 3, H, W): the batch as networks see it, filled."""
         for row, steps in film.steps.items():
-            tokens, after = (torch.stack(part) for part in zip(*steps, strict=True))  # (T, n) each
-            tokens, part = torch.where(after, self.blank, tokens), slice(row, row + 1)
-            again = (len(tokens), -1, -1, -1)
-            frames_of = self.decode(tokens, painted[part].expand(again), batch.hole[part].expand(again))
+            codes, after = (torch.stack(part) for part in zip(*steps, strict=True))  # (T, n) or (T, n, e), (T, n)
+            part, again = slice(row, row + 1), (len(codes), -1, -1, -1)
+            frames_of = self.codec.decode(codes, painted[part].expand(again), batch.hole[part].expand(again))
             name, image, hole = batch.names[row], batch.images[row], batch.hole[row]
             pending = patches(after, image.shape[-1])
             pictures = frames_of.masked_fill(pending, GREY)

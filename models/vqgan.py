@@ -180,15 +180,17 @@ class VQGAN(nn.Module):
         return self.decoder(self.post_quant_conv(codes), known) * self.std + self.mean
 
     def codes_of(self, tokens: Tensor) -> Tensor:
-        """tokens (b, n) in 0..k-1 -> their vectors (b, e, g, g)."""
-        side = self.config.grid
-        if tokens.ndim != 2 or tokens.shape[1] != side * side:
-            raise ValueError(f"tokens: expected (b, {side * side}), found {tuple(tokens.shape)}")
-        codes = F.embedding(tokens, self.codebook.vectors())  # (b, n, e)
+        """tokens (b, n) in 0..k-1, or code vectors (b, n, e), -> the vectors (b, e, g, g)."""
+        side, dim = self.config.grid, self.config.codebook.dim
+        if tokens.shape[1:] not in ((side * side,), (side * side, dim)):
+            sizes = f"(b, {side * side}), or code vectors (b, {side * side}, {dim})"
+            raise ValueError(f"tokens: expected {sizes}, found {tuple(tokens.shape)}")
+        codes = F.embedding(tokens, self.codebook.vectors()) if tokens.ndim == 2 else tokens  # (b, n, e)
         return codes.transpose(1, 2).reshape(len(tokens), -1, side, side)
 
     def decode(self, tokens: Tensor, images: Tensor | None = None, hole: Tensor | None = None) -> Tensor:
-        """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1].
+        """tokens (b, n) in 0..k-1 -> images (b, 3, H, W) in [0, 1]; code vectors (b, n, e), such as means of codes,
+        are decoded in their place.
 
         A decoder with the branch for known pixels (config.decoder.known_width) reads those of `images` (b, 3, H, W) in
         [0, 1] outside `hole` (b, 1, H, W) bool, True = missing; without them it takes everything as missing. With
@@ -201,7 +203,8 @@ class VQGAN(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """images (b, 3, H, W) in [0, 1] -> reconstruction (not clipped), tokens (b, n), codebook loss ().
 
-        With `hole` (b, 1, H, W) and `tokens` (b, n): these are decoded beside the known pixels, and the loss is 0.
+        With `hole` (b, 1, H, W) and `tokens` (b, n), or code vectors (b, n, e): these are decoded beside the known
+        pixels, and the loss is 0.
         """
         if tokens is not None:
             return self.decode_codes(self.codes_of(tokens), images, hole), tokens, images.new_zeros(())

@@ -15,6 +15,7 @@ i * samples + k wherever rows are counted.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskgit.data import to_pixels
-from maskgit.decoding import DecodingConfig, State
+from maskgit.decoding import State, iterations
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter
 from maskgit.visualize import confidence_map, frames, sheet_of
 from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
@@ -80,6 +82,12 @@ class Filling:
         self.crops = crop_regions(photo.pixels, photo.hole, inpainter.size, context)
         self.seeds = [region_seed(seed, region) for region in range(len(self.crops.boxes))]
 
+    @cached_property
+    def _total(self) -> Tensor:
+        """T of each row, (r * samples) long."""
+        hidden = self.inpainter.hide(self.crops.hole, self.margin, self.decoding.token_rule)
+        return iterations(hidden, self.decoding).repeat_interleave(self.samples)
+
     def steps(self) -> Iterator[tuple[slice, State]]:
         """Fills; after each iteration of each batch its rows and their State."""
         self.painted = self.inpainter.paint(self.crops.images, self.crops.hole, self.decoding)
@@ -90,8 +98,12 @@ class Filling:
 
     def share(self, rows: slice, state: State) -> float:
         """Of the work, what is done after an iteration, in [0, 1]; a second look is not reckoned with."""
-        within = min(state.step / self.decoding.sweet_spot, 1)
+        within = min(state.step / self.last(rows), 1)
         return (rows.start + within * (rows.stop - rows.start)) / (len(self.seeds) * self.samples)
+
+    def last(self, rows: slice) -> int:
+        """The iteration that completes these rows, but for a second look."""
+        return self.decoding.sweet_spot or int(self._total[rows].max())
 
     def completions(self) -> list[np.ndarray]:
         """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion."""
@@ -109,7 +121,7 @@ class StepPictures:
     """
 
     def __init__(self, filling: Filling):
-        self.filling, self.blank = filling, filling.inpainter.blank()
+        self.filling = filling
         region = torch.arange(min(len(filling.seeds), SHOWN)).repeat_interleave(filling.samples)
         self.region = region  # (m), of each row that is shown
         self.images, self.hole = filling.crops.images[region], filling.crops.hole[region]
@@ -130,9 +142,9 @@ class StepPictures:
         if not count:
             return
         hidden, images, hole = state.hidden[:count], self.images[rows], self.hole[rows]
-        tokens = torch.where(hidden, self.blank, state.tokens[:count])
+        codes = self.filling.inpainter.shown(state)[:count]
         painted = self.filling.painted[self.region[rows]]
-        decoded = self.filling.inpainter.decode(tokens, painted, hole)
+        decoded = self.filling.inpainter.decode(codes, painted, hole)
         around = torch.stack((self.hidden[rows], hidden), dim=1)  # (count, 2, n)
         for row, (image, missing, two, one) in enumerate(zip(images, hole, around, decoded, strict=True), rows.start):
             self.latest[row] = frames(image, missing, two, one[None], one)[1]

@@ -209,8 +209,8 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     first, second = (json.loads((out / "manifest.json").read_text()) for out in outs)
     assert first["decoding"] == second["decoding"] == {
         "total_iter": 5, "sweet_spot": 4, "mask_func": "square", "sampler": "maskgit", "temperature": 2.0,
-        "sampling_temperature": 0.7, "top_k": 8, "forget": False, "second_look": 0.0, "token_rule": "any",
-        "pre_fill": False,
+        "sampling_temperature": 0.7, "top_k": 8, "codes": "sampled", "forget": False, "second_look": 0.0,
+        "token_rule": "any", "pre_fill": False,
     }  # fmt: skip
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 
@@ -225,7 +225,20 @@ def test_profile_records_iterations(run, lab):
 def test_total_iter_alone_moves_the_sweet_spot_with_it(run, lab):
     out = run(*lab.flags, "--total-iter", 2)
     decoding = json.loads((out / "manifest.json").read_text())["decoding"]
-    assert (decoding["total_iter"], decoding["sweet_spot"]) == (2, 2)
+    assert (decoding["total_iter"], decoding["sweet_spot"]) == (2, None)
+
+
+def test_the_codes_and_iterations_by_need_reach_the_inpainter(run, lab):
+    outs = [run(*lab.flags, *flags, out=f"out{i}") for i, flags in enumerate((
+        (), ("--codes", "expected"), ("--codes", "mixed"), ("--codes", "argmax"), ("--total-iter", "auto"),
+    ))]  # fmt: skip
+    told = [json.loads((out / "manifest.json").read_text())["decoding"] for out in outs]
+    assert [decoding["codes"] for decoding in told] == ["sampled", "expected", "mixed", "argmax", "sampled"]
+    assert told[-1]["total_iter"] == "auto"
+    pictures = [read_all(out / "raw") for out in outs]
+    assert len({picture.numpy().tobytes() for picture in pictures}) == len(outs)
+    for out in outs[1:4]:  # the pictures of the steps show what was decoded
+        assert torch.equal(tiles(out / "imga" / lab.names[0], 4)[-1], read(out / "raw" / lab.names[0]))
 
 
 def test_predicted_path_takes_the_composited_pictures_and_the_score_finds_them(run, lab, tmp_path, score):
@@ -589,8 +602,8 @@ def test_help_shows_the_labs_flags(capsys):
 
 def flags_of() -> dict[str, list[str]]:
     """Each flag of the parser, by its name in the parsed arguments, as it may be typed."""
-    values = {"precision": "float32", "mask_func": "linear", "sampler": "halton", "token_rule": "any", "box": "1,1,3,3",
-              "hole_color": "0,255,0"}  # fmt: skip
+    values = {"precision": "float32", "mask_func": "linear", "sampler": "halton", "token_rule": "any", "codes": "mixed",
+              "box": "1,1,3,3", "hole_color": "0,255,0"}  # fmt: skip
     found = {}
     for action in inpainting.build_parser()._actions:
         flag = action.option_strings[0]

@@ -15,7 +15,7 @@ import sweep
 from config import load_config
 from evaluation.report import read_lines
 from maskgit.data import GREY, to_pixels, write_image
-from maskgit.decoding import DecodingConfig
+from maskgit.decoding_config import DecodingConfig
 from maskgit.masks import make_holes
 
 __all__ = ["stubs"]  # fixtures

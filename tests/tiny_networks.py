@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskgit.decoding import DecodingConfig, State
+from maskgit.decoding import State
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter
 from models.autoencoder import VQGANConfig
 from models.checkpoint import file_hash, save_weights

@@ -54,6 +54,7 @@ class MicroBatch:
     painted: Tensor | None = None  # (b, 3, H, W) uint8: the images as inference sees them, by `classical.paint`
     swaps: Tensor | None = None  # (b, n) long: which of the codes near its own a token takes, -1: its own
     seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
+    soft: Tensor | None = None  # (b) bool: those of the guessed images that come as means of codes
 
 
 class VQGANTrainer:
@@ -73,7 +74,8 @@ class VQGANTrainer:
             start_from(self.model, self.settings.init, new=("decoder.known.", "decoder.joins."))
         guesses, self.holes, self.transformer = self.settings.guesses, None, None
         # what it forgets it would read from the true tokens underneath
-        self.decoding = config.decoding.changed(total_iter=guesses.total_iter, forget=False)
+        codes = "expected" if guesses.expected else None
+        self.decoding = config.decoding.changed(total_iter=guesses.total_iter, forget=False, codes=codes)
         if self.settings.holes:
             self.holes = HoleMixture(self.settings.holes, config.vqgan.image_size, seed=self.settings.seed)
             for frozen in (self.model.encoder, self.model.quant_conv, self.model.codebook):
@@ -110,7 +112,10 @@ class VQGANTrainer:
             return [MicroBatch(part) for part in images.split(64)]
         hole = make_holes("thick", len(images), images.shape[-1], VAL_SEED)
         parts = zip(*(x.split(64) for x in (images, hole, paint(images, hole, self.decoding.pre_fill))), strict=True)
-        return [MicroBatch(*part, seeds=torch.arange(len(part[0])) if self.transformer else None) for part in parts]
+        if not self.transformer:
+            return [MicroBatch(*part) for part in parts]
+        soft = torch.arange(64) < self.settings.guesses.expected * 64
+        return [MicroBatch(*part, None, torch.arange(len(part[0])), soft[: len(part[0])]) for part in parts]
 
     def images(self, source: Tensor) -> Tensor:
         """uint8 -> float in [0, 1] on the device."""
@@ -137,7 +142,7 @@ class VQGANTrainer:
         windows = self.train.draw(indices, size, generator)
         mirrored = torch.rand(len(indices), generator=generator) < (0.5 if self.flip else 0.0)
         count = self.settings.accumulate
-        holes, swaps, seeds = ([None] * count for _ in range(3))
+        holes, swaps, seeds, soft = ([None] * count for _ in range(4))
         if self.holes:
             holes = shard(self.holes(len(indices), generator), count)
             shape = (len(indices), self.model.config.grid**2)
@@ -149,9 +154,10 @@ class VQGANTrainer:
             guessed = torch.rand(len(indices), generator=generator) < self.settings.guesses.share
             drawn = torch.randint(2**31, (len(indices),), generator=generator)
             seeds = shard(drawn.masked_fill(~guessed, -1), count)
+            soft = shard(torch.rand(len(indices), generator=generator) < self.settings.guesses.expected, count)
         batch = []
         for rows, flips, hole, *rest in zip(
-            shard(windows, count), shard(mirrored, count), holes, swaps, seeds, strict=True
+            shard(windows, count), shard(mirrored, count), holes, swaps, seeds, soft, strict=True
         ):
             images = self.train.read(rows, size)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
@@ -171,8 +177,9 @@ class VQGANTrainer:
             output, tokens, loss = network(images)
             return images, output.float(), output.float(), tokens, loss
         painted = self.images(part.painted)
-        hole, swaps, seeds = (
-            x if x is None else x.to(self.device, non_blocking=True) for x in (part.hole, part.swaps, part.seeds)
+        hole, swaps, seeds, soft = (
+            x if x is None else x.to(self.device, non_blocking=True)
+            for x in (part.hole, part.swaps, part.seeds, part.soft)
         )
         hidden = to_hidden(hole, self.model.config.grid, rule=self.decoding.token_rule)
         with torch.no_grad(), autocast(self.device, "float32"):
@@ -181,11 +188,17 @@ class VQGANTrainer:
             swapped = hidden & (swaps >= 0)
             similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
             tokens = torch.where(swapped, similar, tokens)
+        codebook = self.model.codebook.vectors()
+        codes = F.embedding(tokens, codebook)  # (b, n, e)
         if seeds is not None and (guessed := seeds >= 0).any():
             with autocast(self.device, self.settings.precision):
-                tokens[guessed] = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed],
-                                       self.transformer.mask_id, self.decoding, seeds[guessed].tolist())  # fmt: skip
-        output, tokens, loss = network(painted, hole, tokens)
+                guess = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed], self.transformer.mask_id,
+                             self.decoding, seeds[guessed].tolist(), codebook)  # fmt: skip
+            tokens[guessed] = guess.tokens
+            codes[guessed] = F.embedding(guess.tokens, codebook)
+            if self.decoding.blends:
+                codes[guessed] = torch.where(soft[guessed][:, None, None], guess.codes, codes[guessed])
+        output, _, loss = network(painted, hole, codes)
         return images, output.float(), composite(output.float(), images, hole), tokens, loss
 
     def losses(

@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskgit import decoding
-from maskgit.decoding import DecodingConfig, State, decode_step, fill, sample
-from maskgit.masks import SCHEDULES, schedule
+from maskgit.decoding import State, decode_step, fill, sample
+from maskgit.decoding_config import CODES, DecodingConfig
+from maskgit.masks import SCHEDULES, make_holes, schedule, to_hidden
+from maskgit.orders import halton_turns
 
 K = 12  # codes; the mask id is K
+CODEBOOK = torch.randn(K, 5, generator=torch.Generator().manual_seed(9))
 SAMPLERS = ("maskgit", "lab", "growing", "random", "halton")
 
 
@@ -48,16 +51,11 @@ def of_hidden(logits):
     return lambda tokens: logits(tokens)[tokens == K]
 
 
-def rank(log_p, uniform, r, **options):
-    """`rank_score` of m tokens of an image of m."""
-    m = len(log_p)
-    return decoding.rank_score(log_p, uniform, torch.arange(m), m, r, DecodingConfig(**options))
-
-
 def states(predict=peaked_logits, tokens=None, hidden=None, config=None, seeds=None, **problem_options):
     if tokens is None:
         tokens, hidden = problem(**problem_options)
-    return list(sample(of_hidden(predict), tokens, hidden, K, config or DecodingConfig(), seeds or range(len(tokens))))
+    config, seeds = config or DecodingConfig(), seeds or range(len(tokens))
+    return list(sample(of_hidden(predict), tokens, hidden, K, config, seeds, CODEBOOK))
 
 
 def rounded_down(exact):
@@ -68,9 +66,10 @@ def rounded_down(exact):
 def hidden_counts(count, config, left=None, first=1):
     """The rule in plain Python: how many tokens stay hidden after each step from `first` on, until none does."""
     counts, left = [], count if left is None else left
-    for t in range(first, config.sweet_spot + 1):
+    stop = config.stop
+    for t in range(first, stop + 1):
         target = rounded_down(schedule(config.mask_func)(t / config.total_iter) * count)
-        left = 0 if t == config.sweet_spot else max(0, min(target, left - 1))
+        left = 0 if t == stop else max(0, min(target, left - 1))
         counts.append(left)
     return counts
 
@@ -89,6 +88,7 @@ def decodings(draw):
         temperature=draw(st.sampled_from([0.0, 1.0, 4.5])),
         sampling_temperature=draw(st.sampled_from([0.0, 0.5, 1.0])),
         top_k=draw(st.sampled_from([0, 1, 3, K + 5])),
+        codes=draw(st.sampled_from(CODES)),
         forget=draw(st.booleans()),
         second_look=draw(st.sampled_from([0.0, 0.0, 0.3, 0.5, 0.99])),
     )
@@ -114,7 +114,10 @@ def test_any_decoding_keeps_every_rule(decoding_, predict, seed):
     keeps_every_rule(State(0, tokens.masked_fill(hole, K), hole, torch.ones(tokens.shape)), result, counts)
     assert again == [] or config.second_look
     if config.second_look:
-        count, first = hole.sum(dim=1).tolist(), decoding.step_of_second_look(config)
+        count, first = (
+            hole.sum(dim=1).tolist(),
+            int(decoding.steps_of_second_look(torch.tensor([config.total_iter]), config)),
+        )
         back = [rounded_down(config.second_look * number) for number in count]
         start = decoding.look_again(result[-1], hole, K, config)
         assert start.hidden.sum(dim=1).tolist() == back and not (start.hidden & ~hole).any()
@@ -124,6 +127,9 @@ def test_any_decoding_keeps_every_rule(decoding_, predict, seed):
     assert not final.hidden.any() and all(state.hidden.any() for state in [*result[:-1], *again[:-1]])
     assert final.tokens.min() >= 0 and final.tokens.max() < K
     assert torch.equal(final.tokens[~hole], original[~hole]) and (final.confidence[~hole] == 1).all()
+    assert (final.codes is not None) == config.blends
+    if config.blends:
+        assert torch.equal(final.codes[~hole], CODEBOOK[original[~hole]]) and final.codes.isfinite().all()
 
 
 def keeps_every_rule(before, result, counts):
@@ -224,8 +230,6 @@ def test_every_token_has_its_own_gumbel():
     first = states(uniform_logits, tokens, hidden)[0]  # 400 seeds, equal confidences, one of 16 tokens decided
     share = (~first.hidden).float().mean(dim=0)  # (n), with one Gumbel for all: 1 for one token and 0 for the others
     assert (share - 1 / 16).abs().max() < 0.06  # sd .012
-    score = rank(torch.zeros(64), decoding.draws([0], 1, 64)[0, 1], 0.1)
-    assert len(score.unique()) == 64
 
 
 # --- what the predictor sees and may answer ---------------------------------------------------------------------------
@@ -273,7 +277,7 @@ def test_without_any_hidden_token_there_is_one_state_and_no_prediction():
     assert [state.step for state in result] == [1]
     assert torch.equal(result[0].tokens, tokens) and torch.equal(result[0].confidence, torch.ones(1, 2))
     none = torch.zeros(0, 4)
-    assert fill(of_hidden(uniform_logits), none.long(), none.bool(), K, DecodingConfig(), []).shape == (0, 4)
+    assert fill(of_hidden(uniform_logits), none.long(), none.bool(), K, DecodingConfig(), []).tokens.shape == (0, 4)
 
 
 def test_fill_gives_the_last_tokens_and_no_gradients():
@@ -281,7 +285,7 @@ def test_fill_gives_the_last_tokens_and_no_gradients():
     tokens, hidden = problem()
     result = states(lambda tokens: context_logits(tokens) * weight, tokens, hidden)
     filled = fill(of_hidden(context_logits), tokens, hidden, K, DecodingConfig(), range(3))
-    assert torch.equal(filled, result[-1].tokens)
+    assert torch.equal(filled.tokens, result[-1].tokens)
     assert not result[-1].confidence.requires_grad
 
 
@@ -303,12 +307,12 @@ def test_forgetting_predicts_from_the_given_tokens_and_keeps_what_was_decided():
     config = DecodingConfig(forget=True, second_look=0.3)
     result = states(predict, tokens, hidden, config)
     before = [hidden, *(state.hidden for state in result)]
-    before[config.sweet_spot] = decoding.look_again(result[config.sweet_spot - 1], hidden, K, config).hidden
+    before[config.stop] = decoding.look_again(result[config.stop - 1], hidden, K, config).hidden
     for hidden_then, tokens_then in zip(before, seen, strict=False):  # what was in the picture, not what was decided
         assert torch.equal(tokens_then, tokens.masked_fill(hidden_then, K)[hidden_then.any(dim=1)])
-    for state, later in pairwise(result[: config.sweet_spot]):
+    for state, later in pairwise(result[: config.stop]):
         assert torch.equal(later.tokens[~state.hidden], state.tokens[~state.hidden])
-    assert len(seen) == len(result) > config.sweet_spot
+    assert len(seen) == len(result) > config.stop
     remembering = states(predict, tokens, hidden, config.changed(forget=False))
     assert not torch.equal(result[-1].tokens, remembering[-1].tokens)
 
@@ -346,7 +350,9 @@ def test_the_second_look_hides_the_least_sure_of_the_decided_tokens():
     ],
 )
 def test_the_second_look_goes_on_where_the_schedule_leaves_less_than_its_share(options, first):
-    assert decoding.step_of_second_look(DecodingConfig(**options)) == first
+    config = DecodingConfig(**options)
+    total = torch.tensor([config.total_iter, 1])  # of each image
+    assert decoding.steps_of_second_look(total, config.changed(sweet_spot=None)).tolist() == [first, 1]
 
 
 def test_the_second_look_changes_unsure_tokens_alone_and_uses_new_draws():
@@ -395,13 +401,14 @@ def test_the_global_generators_are_neither_read_nor_moved():
 
 
 def test_draws_are_uniform_and_differ_between_seeds_steps_codes_and_ranks():
-    uniforms = torch.stack([decoding.draws(range(20), step, 256) for step in range(1, 11)])  # (steps, seeds, 2, n)
+    steps = range(1, 11)
+    uniforms = torch.stack([decoding.draws(range(20), [step] * 20, 256) for step in steps])  # (steps, seeds, 2, n)
     assert (uniforms >= 0).all() and (uniforms < 1).all()
     rows = uniforms.reshape(-1, 256)
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 0.4  # 80,000 pairs of 256 values: sd 1/16, six sd
     assert abs(rows.mean() - 0.5) < 0.005 and abs(rows.std() - 12**-0.5) < 0.005
-    assert torch.equal(decoding.draws([3, 9], 4, 256)[1], decoding.draws([9], 4, 256)[0])
+    assert torch.equal(decoding.draws([3, 9], [1, 4], 256)[1], decoding.draws([9], [4], 256)[0])
 
 
 # --- which code is drawn ----------------------------------------------------------------------------------------------
@@ -434,7 +441,7 @@ def test_the_loop_itself_draws_codes_with_their_probabilities():
     tokens, hidden = torch.zeros(40, 200).long(), torch.ones(40, 200, dtype=torch.bool)
     config = DecodingConfig(sampler="random")  # an order that does not prefer probable codes
     filled = fill(lambda tokens: logits.expand(int((tokens == 4).sum()), 4), tokens, hidden, 4, config, range(40))
-    frequency = filled.flatten().bincount(minlength=4) / filled.numel()
+    frequency = filled.tokens.flatten().bincount(minlength=4) / filled.tokens.numel()
     assert torch.allclose(frequency, logits.softmax(dim=0), atol=0.02)  # sd <= .0054
 
 
@@ -474,88 +481,126 @@ def test_rounding_never_ends_on_a_code_of_probability_0():
     assert (decoding._invert(many / many.sum(dim=1, keepdim=True), torch.full((500,), 1 - 2**-24)) < 250).all()
 
 
-def test_extreme_uniforms_rank_finitely():
-    for sampler in SAMPLERS:
-        score = rank(torch.full((4,), -80.0), torch.tensor([0.0, 1 - 2**-24, 0.5, 0.5]), 0.1, sampler=sampler)
-        assert score.isfinite().all() and (sampler == "halton" or score[0] < score[1])
+# --- what is decoded --------------------------------------------------------------------------------------------------
 
 
-# --- the samplers' orders ---------------------------------------------------------------------------------------------
+def mean_code(logits, temperature=1.0, top_k=0):
+    """By hand: the mean of the codes under the tempered probabilities of logits (..., K), in float64."""
+    p = (logits.double() / temperature).softmax(dim=-1)
+    if top_k:
+        p = p * (p >= p.sort(dim=-1).values[..., -top_k, None])
+    return (p / p.sum(dim=-1, keepdim=True)) @ CODEBOOK.double()
 
 
-def rank_correlation(sampler, step, n=4000):
-    """Spearman's correlation of the order of decoding with p, at `step` of 10 and temperature 4.5."""
-    rng = torch.Generator().manual_seed(0)
-    log_p = torch.randn(n, K, generator=rng).mul(2).log_softmax(dim=1).amax(dim=1)
-    score = rank(log_p, torch.rand(n, generator=rng), step / 10, sampler=sampler)
-    ranks = torch.stack([log_p, score]).argsort(dim=1).argsort(dim=1).double()
-    return torch.corrcoef(ranks)[0, 1].item()
+@pytest.mark.parametrize("options", [{}, {"sampling_temperature": 0.6}, {"sampling_temperature": 0.6, "top_k": 4}])
+@pytest.mark.parametrize("codes", ["expected", "mixed"])
+def test_expected_codes_are_the_mean_under_the_probabilities_that_codes_are_drawn_with(codes, options):
+    tokens, hidden = problem(n=60)
+    final = states(tokens=tokens, hidden=hidden, config=DecodingConfig(codes=codes, total_iter=1, **options))[-1]
+    wanted = mean_code(peaked_logits(tokens), options.get("sampling_temperature", 1.0), options.get("top_k", 0))
+    assert torch.allclose(final.codes[hidden].double(), wanted[hidden], atol=1e-5)
+    assert torch.equal(final.codes[~hidden], CODEBOOK[tokens[~hidden]]) and final.decodable is final.codes
+    drawn = states(tokens=tokens, hidden=hidden, config=DecodingConfig(total_iter=1, **options))[-1]
+    assert torch.equal(final.tokens, drawn.tokens) and drawn.decodable is drawn.tokens
 
 
-def test_the_lab_order_is_nearly_random_where_maskgit_follows_confidence():
-    lab, maskgit, random = (
-        [rank_correlation(name, step) for step in (1, 5, 9)] for name in ("lab", "maskgit", "random")
-    )
-    assert all(abs(value) < 0.06 for value in random)  # sd .016
-    assert lab[0] < 0.12 and lab[0] < lab[1] < lab[2] < 0.6  # p differs by less than 1, the noise is 5 wide at first
-    assert all(a < b for a, b in zip(lab, maskgit, strict=True))
-    assert maskgit[0] < maskgit[1] < maskgit[2]  # the noise shrinks as 1 - r
-    assert rank_correlation("maskgit", 10) > 0.999 and rank_correlation("lab", 10) > 0.999
+def test_expected_codes_are_those_of_the_moment_when_a_token_was_decided():
+    tokens, hidden = problem(n=36, ratio=0.8)
+    seen = []
+
+    def predict(tokens):
+        seen.append(context_logits(tokens))
+        return seen[-1]
+
+    soft = states(predict, tokens, hidden, DecodingConfig(codes="expected", total_iter=4))
+    before = hidden
+    for state, logits in zip(soft, seen, strict=True):
+        decided = before & ~state.hidden
+        assert torch.allclose(state.codes[decided].double(), mean_code(logits)[decided], atol=1e-5)
+        assert torch.equal(soft[-1].codes[decided], state.codes[decided])
+        before = state.hidden
 
 
-def test_the_random_order_ignores_p_and_temperature():
-    log_p, uniform = torch.linspace(-9, 0, 50), torch.rand(50, generator=torch.Generator().manual_seed(0))
-    scores = [
-        rank(log_p * scale, uniform, 0.5, sampler="random", temperature=temperature)
-        for scale, temperature in [(1, 4.5), (0, 4.5), (1, 0.0)]
-    ]
-    assert torch.equal(scores[0].argsort(), uniform.argsort())
-    assert all(torch.equal(score, scores[0]) for score in scores)
+def test_mixed_codes_are_means_for_the_tokens_decided_last_alone():
+    tokens, hidden = problem(n=36, ratio=0.8)
+    *rest, last = states(context_logits, tokens, hidden, DecodingConfig(codes="mixed", total_iter=4))
+    early = ~rest[-1].hidden
+    assert torch.equal(last.codes[early], CODEBOOK[last.tokens[early]])
+    assert torch.allclose(last.codes[~early].double(), mean_code(context_logits(rest[-1].tokens))[~early], atol=1e-5)
+    assert hidden.sum() > rest[-1].hidden.sum() > 0
 
 
-def test_maskgit_ranks_by_log_p_and_lab_by_p():
-    log_p, uniform = torch.tensor([-3.0, -0.1]), torch.tensor([0.7, 0.2])
-    gumbel = -torch.log(-torch.log(uniform))
-    maskgit = rank(log_p, uniform, 0.25, sampler="maskgit", temperature=2.0)
-    lab = rank(log_p, uniform, 0.25, sampler="lab", temperature=2.0)
-    assert torch.allclose(maskgit, log_p + 1.5 * gumbel)
-    assert torch.allclose(lab, log_p.exp() + 1.5 * gumbel)
+def test_an_image_that_is_done_earlier_has_its_own_last_iteration():
+    hidden = torch.arange(16) < torch.tensor([2, 16])[:, None]
+    config = DecodingConfig(codes="mixed", total_iter=8)
+    both = states(context_logits, torch.zeros(2, 16).long(), hidden, config, [3, 4])
+    alone = states(context_logits, torch.zeros(1, 16).long(), hidden[:1], config, [3])
+    assert len(alone) == 2 and torch.equal(alone[-1].codes[0], both[-1].codes[0])
 
 
-def test_the_growing_noise_follows_the_schedule_downwards():
-    log_p, uniform = torch.tensor([-3.0, -0.1]), torch.tensor([0.7, 0.2])
-    gumbel = -torch.log(-torch.log(uniform))
-    for name in SCHEDULES:
-        score = rank(log_p, uniform, 0.25, sampler="growing", temperature=2.0, mask_func=name)
-        assert torch.allclose(score, log_p.exp() + 2.0 * (1 - schedule(name)(0.25)) * gumbel)
-    growing = [rank_correlation("growing", step) for step in (1, 5, 9)]
-    assert growing[0] > growing[1] > growing[2] and growing[0] > 3 * rank_correlation("lab", 1)
+def test_codes_argmax_are_the_most_probable_whatever_the_temperature():
+    tokens, hidden = problem(n=60)
+    final = states(peaked_logits, tokens, hidden, DecodingConfig(codes="argmax", sampling_temperature=2.0))[-1]
+    assert torch.equal(final.tokens[hidden], peaked_logits(tokens).argmax(dim=2)[hidden]) and final.codes is None
 
 
-def test_halton_needs_a_square():
-    with pytest.raises(ValueError, match=r"halton.*square.*12"):
-        decoding.halton_turns(12)
+@pytest.mark.parametrize("codebook", [None, CODEBOOK[1:], CODEBOOK[0]])
+def test_means_of_codes_need_the_codebook(codebook):
+    tokens, hidden = problem()
+    with pytest.raises(ValueError, match=r"codebook: codes expected expects \(12, e\), found"):
+        sample(of_hidden(uniform_logits), tokens, hidden, K, DecodingConfig(codes="expected"), range(3), codebook)
 
 
-@pytest.mark.parametrize("side", [1, 2, 5, 16])
-def test_every_token_has_one_halton_turn(side):
-    assert torch.equal(decoding.halton_turns(side * side).sort().values, torch.arange(side * side))
+# --- as many iterations as the hole needs -----------------------------------------------------------------------------
 
 
-def test_halton_turns_follow_the_sequence_and_spread_over_the_image():
-    # (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9) on a grid of 4x4
-    assert [decoding.halton_turns(16)[row * 4 + column].item() for row, column in [(2, 1), (1, 2), (3, 0), (0, 1)]] == [
-        0, 1, 2, 3
-    ]  # fmt: skip
-    first = (decoding.halton_turns(256) < 16).view(4, 4, 4, 4).sum(dim=(1, 3))  # a 16th of the tokens, by blocks
-    assert first.max() <= 2 and (first > 0).sum() >= 13
+def test_depth_is_the_mean_distance_to_what_is_known():
+    hole = torch.zeros(5, 1, 8, 8, dtype=torch.bool)
+    hole[0, 0, 2:5, 2:5] = True  # 8 tokens at distance 1, one at 2
+    hole[1, 0, :, :4] = True  # columns at distances 4, 3, 2, 1: beyond the border nothing is known
+    hole[2, 0, ::2] = True  # rows between known rows
+    hole[3] = True  # nothing is known: as deep as the grid is wide
+    depths = decoding.depth(to_hidden(hole, 8))
+    assert torch.allclose(depths, torch.tensor([10 / 9, 2.5, 1.0, 8.0, 0.0]))
+    with pytest.raises(ValueError, match=r"total_iter auto: expected a square grid of tokens, found 12"):
+        decoding.depth(torch.zeros(1, 12, dtype=torch.bool))
+
+
+def test_auto_takes_one_iteration_where_known_pixels_are_near_and_more_for_half_a_picture():
+    config = DecodingConfig(total_iter="auto")
+    hidden = {family: to_hidden(make_holes(family, 8), 16) for family in ("walk", "half")}
+    totals = {family: decoding.iterations(given, config) for family, given in hidden.items()}
+    assert (totals["walk"] == 1).all() and (totals["half"] > 3).all() and (totals["half"] <= 8).all()
+    assert decoding.iterations(hidden["walk"], DecodingConfig(total_iter=7)).tolist() == [7] * 8
+
+
+def test_each_image_has_its_own_number_of_iterations_and_is_what_it_is_alone():
+    hole = torch.cat([make_holes(family, 1, 64) for family in ("walk", "half", "thick")])
+    hidden, tokens = to_hidden(hole, 16), torch.zeros(3, 256).long()
+    config = DecodingConfig(total_iter="auto", second_look=0.3, codes="mixed")
+    totals = decoding.iterations(hidden, config).tolist()
+    both = states(context_logits, tokens, hidden, config, [5, 6, 7])
+    for i, total in enumerate(totals):
+        fixed_config = config.changed(total_iter=total)
+        fixed = states(context_logits, tokens[i : i + 1], hidden[i : i + 1], fixed_config, [5 + i])[-1]
+        assert torch.equal(fixed.codes[0], both[-1].codes[i]) and torch.equal(fixed.tokens[0], both[-1].tokens[i])
+    assert len(set(totals)) > 1
+
+
+def test_a_sweet_spot_alone_means_ten_iterations():
+    auto = DecodingConfig(total_iter="auto")
+    assert auto.changed(sweet_spot=10).model_dump() == DecodingConfig(sweet_spot=10).model_dump()
+    assert auto.changed(total_iter=4).stop == 4 and auto.stop is None and auto.changed(sweet_spot=3).stop == 3
+
+
+# --- the order -------------------------------------------------------------------------------------------------------
 
 
 def test_the_halton_sampler_decides_tokens_in_that_order():
     hidden = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) < 0.5
     config = DecodingConfig(total_iter=64, sweet_spot=64, mask_func="linear", sampler="halton")
     before = hidden
-    turns = decoding.halton_turns(64)
+    turns = halton_turns(64)
     for state in states(peaked_logits, torch.zeros(2, 64).long(), hidden, config):
         for was, now in zip(before, state.hidden, strict=True):
             if now.any():
@@ -569,12 +614,13 @@ def test_the_halton_sampler_decides_tokens_in_that_order():
 def test_defaults_are_maskgit_with_ten_cosine_steps():
     assert DecodingConfig().model_dump() == {
         "total_iter": 10,
-        "sweet_spot": 10,
+        "sweet_spot": None,
         "mask_func": "cosine",
         "sampler": "maskgit",
         "temperature": 4.5,
         "sampling_temperature": 1.0,
         "top_k": 0,
+        "codes": "sampled",
         "forget": False,
         "second_look": 0.0,
         "token_rule": "any",
@@ -587,7 +633,8 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
     [
         ({}, {}),
         ({"top_k": None, "sampler": None}, {}),
-        ({"total_iter": 3}, {"total_iter": 3, "sweet_spot": 3}),
+        ({"total_iter": 3}, {"total_iter": 3, "sweet_spot": None}),
+        ({"total_iter": "auto"}, {"total_iter": "auto", "sweet_spot": None}),
         ({"total_iter": 12, "sweet_spot": 2}, {"total_iter": 12, "sweet_spot": 2}),
         ({"sweet_spot": 4, "temperature": 0.0}, {"sweet_spot": 4, "temperature": 0.0}),
     ],
@@ -613,12 +660,22 @@ def test_changed_options_replace_those_of_the_settings_and_none_leaves_them(opti
         ({"top_k": 1, "temperature": 0.0}, False),
         ({"total_iter": 1, "sweet_spot": 1, "sampling_temperature": 0.0}, False),
         ({"total_iter": 1, "sweet_spot": 1}, True),
+        ({"codes": "argmax"}, True),
+        ({"codes": "argmax", "temperature": 0.0}, False),
+        ({"codes": "expected"}, True),
+        ({"codes": "mixed", "temperature": 0.0}, True),
+        ({"codes": "expected", "total_iter": 1}, False),
+        ({"codes": "mixed", "total_iter": 1}, False),
+        ({"codes": "mixed", "total_iter": 4, "sweet_spot": 1}, False),
+        ({"codes": "mixed", "total_iter": 4, "sweet_spot": 1, "second_look": 0.3}, True),
+        ({"total_iter": "auto", "sampling_temperature": 0.0}, True),
+        ({"total_iter": "auto", "sampling_temperature": 0.0, "temperature": 0.0}, False),
     ],
 )
 def test_needs_seed_says_whether_two_seeds_may_differ(options, needed):
     config = DecodingConfig(**options)
     tokens, hidden = torch.zeros(2, 64).long(), torch.ones(2, 64, dtype=torch.bool)
-    results = [states(context_logits, tokens, hidden, config, [seed, seed + 1])[-1].tokens for seed in (0, 8)]
+    results = [states(context_logits, tokens, hidden, config, [seed, seed + 1])[-1].decodable for seed in (0, 8)]
     assert config.needs_seed is needed and torch.equal(*results) is not needed
 
 
@@ -626,6 +683,9 @@ def test_needs_seed_says_whether_two_seeds_may_differ(options, needed):
     "options, message",
     [
         ({"total_iter": 0}, "total_iter"),
+        ({"total_iter": "many"}, "total_iter"),
+        ({"total_iter": "auto", "sweet_spot": 3}, "sweet_spot = 3 needs a number for total_iter"),
+        ({"codes": "mean"}, "sampled.*argmax.*expected.*mixed"),
         ({"sweet_spot": 0}, "sweet_spot"),
         ({"total_iter": 8, "sweet_spot": 9}, "sweet_spot = 9 must be at most total_iter = 8"),
         ({"mask_func": "cosin"}, "cosin.*cosine.*linear.*square"),
@@ -689,10 +749,11 @@ def test_logits_that_do_not_fit_are_refused(predict, message):
 def test_the_decode_step_is_pure():
     tokens, hidden = problem()
     start = State(0, tokens.masked_fill(hidden, K), hidden, torch.ones(tokens.shape))
-    logits, uniforms = context_logits(tokens)[hidden], decoding.draws(range(3), 1, 16)
+    logits, uniforms = context_logits(tokens)[hidden], decoding.draws(range(3), [1] * 3, 16)
     copies = [tensor.clone() for tensor in (start.tokens, hidden, start.confidence, logits, uniforms)]
     left = torch.tensor([2, 1, 0])
-    results = [decode_step(start, logits, left, uniforms, 0.1, DecodingConfig()) for _ in range(2)]
+    r = torch.full((3,), 0.1)
+    results = [decode_step(start, logits, left, uniforms, r, DecodingConfig()) for _ in range(2)]
     assert torch.equal(results[0].tokens, results[1].tokens) and results[0].step == 1
     assert torch.equal(results[0].hidden.sum(dim=1), left)
     for tensor, copy in zip((start.tokens, hidden, start.confidence, logits, uniforms), copies, strict=True):

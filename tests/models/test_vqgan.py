@@ -333,8 +333,19 @@ def test_a_patch_encoder_takes_any_multiple_of_its_factor():
 
 @pytest.mark.parametrize("shape", [(1, 15), (1, 9), (1, 64), (16,), (1, 4, 4), (1, 1, 16)], ids=str)
 def test_tokens_of_another_shape_raise_with_both_shapes(shape):
-    with pytest.raises(ValueError, match=re.escape(f"tokens: expected (b, 16), found {shape}")):
-        make(PATCH).decode(torch.zeros(shape, dtype=torch.int64))
+    net = make(PATCH)
+    expected = f"tokens: expected (b, 16), or code vectors (b, 16, {net.config.codebook.dim}), found {shape}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        net.decode(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_code_vectors_are_decoded_in_place_of_tokens():
+    net, tokens = make(PATCH).eval(), torch.randint(32, (2, 16))
+    vectors = net.codebook.vectors()[tokens]  # (b, n, e)
+    with torch.no_grad():
+        assert torch.equal(net.decode(vectors), net.decode(tokens))
+        between = (vectors + net.codebook.vectors()[tokens.flip(0)]) / 2
+        assert not torch.allclose(net.decode(between), net.decode(tokens), atol=1e-4)
 
 
 def test_the_mask_id_cannot_be_decoded():

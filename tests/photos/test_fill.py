@@ -8,7 +8,7 @@ from skimage.data import chelsea
 from tiny_networks import DECODING, SIZE, transformer, vqgan
 
 from maskgit.data import GREY, to_uint8
-from maskgit.decoding import DecodingConfig
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter, InpaintingResult, sample_seed
 from maskgit.masks import composite
 from photos import fill

@@ -258,7 +258,8 @@ def test_a_single_bad_picture_is_status_1(failure):
 
 def test_pairs_and_names(tmp_path):
     assert pair_photos("a/cat.jpg", "m.png", "out.webp") == [(Path("a/cat.jpg"), Path("m.png"), [Path("out.webp")])]
-    assert pair_photos("a/cat.v2.jpg", None, tmp_path, 2)[0][2] == [tmp_path / "cat.v2_0.png", tmp_path / "cat.v2_1.png"]
+    targets = pair_photos("a/cat.v2.jpg", None, tmp_path, 2)[0][2]
+    assert targets == [tmp_path / "cat.v2_0.png", tmp_path / "cat.v2_1.png"]
     folder = tmp_path / "images"
     folder.mkdir()
     CAT.save(folder / "cat.png")

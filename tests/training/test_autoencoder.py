@@ -359,12 +359,34 @@ def test_guessed_tokens_are_the_transformers_and_only_where_hidden(finetuning, t
     assert torch.equal(found[::2], tokens[::2]) and torch.equal(found[~hidden], tokens[~hidden])
     transformer = stage.transformer
     wanted = fill(transformer.of_hidden, tokens[1::2], hidden[1::2], transformer.mask_id, stage.decoding, [1, 3, 5, 7])
-    assert torch.equal(found[1::2], wanted) and not torch.equal(wanted, tokens[1::2])
+    assert torch.equal(found[1::2], wanted.tokens) and not torch.equal(wanted.tokens, tokens[1::2])
     known = ~hole.expand_as(images)
     assert torch.equal(shown[known], images[known])
     first, again = (stage.fetch(3, torch.arange(8))[0].seeds for _ in range(2))
     assert torch.equal(first, again) and 0 < (first >= 0).sum() < 8
     assert {"loss", "l1"} <= set(step(stage, 3, 4)) and not any(p.requires_grad for p in transformer.parameters())
+
+
+def test_guesses_may_come_as_means_of_codes(finetuning, trained, monkeypatch):
+    guesses = {"transformer": str(trained[0] / "transformer.safetensors"), "share": 1.0, "total_iter": "auto"}
+    stage = finetuning(**{"vqgan_training.guesses": guesses | {"expected": 0.5}})
+    fetched = stage.fetch(3, torch.arange(8))[0]
+    assert 0 < fetched.soft.sum() < 8 and torch.equal(fetched.soft, stage.fetch(3, torch.arange(8))[0].soft)
+    hole, seeds = make_holes("half", len(TRAIN), 16), torch.arange(len(TRAIN))
+    soft, seen = torch.arange(len(TRAIN)) % 2 == 0, []
+
+    def network(images, hole, codes):
+        seen.append(codes)
+        return stage.model(images, hole, codes)
+
+    stage.decoded(network, MicroBatch(TRAIN, hole, TRAIN, seeds=seeds, soft=soft))
+    *_, tokens, _ = stage.decoded(network, MicroBatch(TRAIN, hole, TRAIN, seeds=seeds, soft=~soft))
+    hard = stage.model.codebook.vectors()[tokens]  # (b, n, e)
+    hidden = to_hidden(hole, 4)
+    assert torch.equal(seen[0][~soft], hard[~soft]) and torch.equal(seen[1][soft], hard[soft])
+    assert torch.equal(seen[0][~hidden], hard[~hidden])
+    assert not torch.isclose(seen[0][soft], hard[soft]).all(dim=-1)[hidden[soft]].any()
+    assert stage.val[0].soft.sum() == len(stage.val[0].soft) or stage.val[0].soft.any()
 
 
 def test_guesses_need_holes_and_a_transformer_that_fits(finetuning, trained, tiny_config_once, tmp_path):
