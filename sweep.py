@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from config import add_flag, load_config, parse_overrides
 from evaluation.evaluator import Evaluator, digest
+from evaluation.figures import VERSION
 from evaluation.methods import Method, arithmetic, complete, leak, needs_seed, settings_of
 from evaluation.metrics import code_usage
 from evaluation.report import WHOLE, Line, add_line, chosen, latest, read_lines, write_report
@@ -40,7 +41,7 @@ from models.settings import Settings
 from utils import ROOT, log, machine, pick_device, start_logging
 
 Seed = Annotated[int, Field(ge=0)]
-SAME = ("psnr", "l1")  # of the hole, where composited and raw pictures are the same
+SAME = ("psnr", "l1", "sharpness")  # of the hole, where composited and raw pictures are the same
 
 
 class SweepDataConfig(Settings):
@@ -184,7 +185,7 @@ class Sweep:
         settings = {method.name: settings_of(method, self.networks[method.name]) for method in self.config.rows}
         entries = []
         for family, hole in self.holes.items():
-            place = self.evaluator.identity | {"hole": digest(hole)}
+            place = self.evaluator.identity | {"hole": digest(hole), "figures": VERSION}
             if self.device.type != "cpu":  # where the evaluator's networks run; keys of lines from a CPU never named it
                 place["evaluated on"] = self.device.type
             for method in self.config.rows:
@@ -265,7 +266,7 @@ def strips(sweep: Sweep) -> list[Strip]:
 
 def describe(sweep: Sweep, command: str) -> dict[str, object]:
     """What the figures depend on, for results.md."""
-    packages = ("numpy", "scikit-image", "opencv-python-headless", "lpips")
+    packages = ("numpy", "scikit-image", "opencv-contrib-python-headless", "lpips")
     return {
         "command": f"`{command}`",
         "images": f"{sweep.config.data.truth}, n = {len(sweep.truth)}",

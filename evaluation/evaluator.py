@@ -3,19 +3,32 @@
     images, truth  (N, 3, H, W) uint8
     hole           (N, 1, H, W) bool   True = missing, some pixel in every image
 
-Of the set: fd_vgg16 (Frechet distance of VGG16 features; not the FID) and, from 500 images, kid and kid_sd (mean and
-standard deviation over subsets of 500). Of each image, then averaged: lpips (AlexNet, whole image), and in the hole
-psnr (dB), ssim and l1 (of values in [0, 1]).
+Of the set: fd_vgg16 (Frechet distance of VGG16 features; not the FID), mind (of the same features), sharpness (mean
+gradient in the holes over that of the truth) and, from 500 images, kid and kid_sd (mean and standard deviation over
+subsets of 500). Of each image, then averaged: lpips (AlexNet, whole image), and in the hole psnr (dB), ssim and l1 (of
+values in [0, 1]), and along its rim seam and seam_gradient (see `metrics.seam_error`).
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.metrics import EXACT, Moments, frechet_distance, hole_l1, hole_psnr, hole_ssim, kid
+from evaluation.metrics import (
+    EXACT,
+    Moments,
+    frechet_distance,
+    hole_gradient,
+    hole_l1,
+    hole_psnr,
+    hole_ssim,
+    kid,
+    mind,
+    seam_error,
+)  # fmt: skip
 from maskgit.data import to_float
 from models.checkpoint import file_hash
 from models.features import VGG16Features
@@ -40,8 +53,9 @@ class Figures:
     of_images: dict[str, Tensor]  # (N) float32 each
 
     def means(self) -> dict[str, float]:
-        """All figures, those of images averaged."""
-        return self.of_set | {name: float(values.mean()) for name, values in self.of_images.items()}
+        """All figures, those of images averaged; a NaN, which is no figure, is left out."""
+        means = {name: float(values.mean()) for name, values in self.of_images.items()}
+        return {name: value for name, value in (self.of_set | means).items() if not math.isnan(value)}
 
     def by_hole_size(self, hole: Tensor) -> dict[str, float]:
         """`psnr 10-20`: the mean over the images whose holes take 10 to 20 % of the pixels; `n 10-20`: their number."""
@@ -79,12 +93,16 @@ class Evaluator:
         features = self._features(images)
         moments, truth = self._moments(features), self.moments
         of_set = {"fd_vgg16": frechet_distance(moments.mean, moments.covariance, truth.mean, truth.covariance)}
+        directions = np.random.default_rng(0)  # the same for all
+        of_set["mind"] = mind(features, self.features, rng=directions)
         if len(images) >= SUBSET:
             subsets = np.random.default_rng(0)  # the same for all, so that they differ in the images alone
             of_set["kid"], of_set["kid_sd"] = kid(features, self.features, subset_size=SUBSET, rng=subsets)
         batches = zip(*(x.split(BATCH) for x in (images, self.truth, hole)), strict=True)
         parts = [self._compare(*batch) for batch in batches]
-        return Figures(of_set, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        of_images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        of_set["sharpness"] = float(of_images.pop("gradient").sum() / of_images.pop("true_gradient").sum())
+        return Figures(of_set, of_images)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> np.ndarray:
@@ -100,11 +118,16 @@ class Evaluator:
     def _compare(self, images: Tensor, truth: Tensor, hole: Tensor) -> dict[str, Tensor]:
         """Figures of a batch, (b) each."""
         one, other = to_float(images), to_float(truth)
+        seam, seam_gradient = seam_error(one, other, hole)
         return {
             "lpips": self.perceptual(self._send(images), self._send(truth)).cpu(),
             "psnr": hole_psnr(one, other, hole).clamp(max=EXACT),
             "ssim": hole_ssim(one, other, hole).float(),
             "l1": hole_l1(one, other, hole),
+            "seam": seam,
+            "seam_gradient": seam_gradient,
+            "gradient": hole_gradient(one, hole),
+            "true_gradient": hole_gradient(other, hole),
         }
 
     def _send(self, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskgit import classical
 from maskgit.data import GREY
-from maskgit.decoding import DecodingConfig
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import PRETRAINED, Codec, Inpainter
 from maskgit.masks import composite
 from models.checkpoint import file_hash
@@ -33,7 +33,7 @@ class Method(Settings):
     """One way to fill holes."""
 
     name: str
-    kind: Literal["masked", "telea", "navier_stokes", "biharmonic", "vq_reconstruction", "inpainting"] = Field(
+    kind: Literal["masked", "telea", "navier_stokes", "biharmonic", "fsr", "vq_reconstruction", "inpainting"] = Field(
         description="grey holes, a classical method, the true (oracle) tokens decoded, or an Inpainter"
     )
     checkpoint: str = Field(

@@ -1,8 +1,10 @@
 """How good are the filled images: distances between two sets, errors inside the hole, use of the codes.
 
-Sets:   `Moments`, `frechet_distance` and `kid` on features (n, d) of `InceptionFeatures` (FID) or `VGG16Features`.
-Pairs:  `psnr`, `hole_psnr`, `hole_l1`, `hole_ssim` on images (b, 3, H, W) in [0, 1] and hole (b, 1, H, W) bool,
-        True = missing; `diversity` of several completions (b, K, 3, H, W).
+Sets:   `Moments`, `frechet_distance`, `kid` and `mind` on features (n, d) of `InceptionFeatures` (FID) or
+        `VGG16Features`.
+Pairs:  `psnr`, `hole_psnr`, `hole_l1`, `hole_ssim`, `seam_error` on images (b, 3, H, W) in [0, 1] and hole
+        (b, 1, H, W) bool, True = missing; `diversity` of several completions (b, K, 3, H, W).
+Alone:  `hole_gradient` of images and hole.
 Codes:  `code_usage` of tokens of any shape, ids 0..k-1.
 
 Shapes: b batch, n images, d features an image, k codes, c channels, H W pixels.
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -109,6 +112,22 @@ def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
     return (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean()
 
 
+def mind(features1, features2, directions: int = 1000, *, rng) -> float:
+    """Monge Inception Distance: the squared sliced Wasserstein-2 distance of two sets of features (n, d), times d.
+
+    Berthet et al. 2026 (arXiv 2605.06797): the mean over random directions of the squared one-dimensional optimal
+    transport distance, which sorting gives, 1 / n sum_i (x_(i) - y_(i))^2. No moments are estimated, so 1,000 images
+    say more than to the Frechet distance. Times d a shift of the mean counts as it does there; the paper's own scale,
+    and its Inception features, may differ. `rng` is a numpy Generator. Raises ValueError for sets that differ in shape.
+    """
+    one, other = (np.asarray(features, dtype=np.float64) for features in (features1, features2))
+    if one.ndim != 2 or one.shape != other.shape or not len(one):
+        raise ValueError(f"expected two sets of features of one shape (n, d), found {one.shape} and {other.shape}")
+    lines = rng.standard_normal((one.shape[1], directions))
+    lines /= np.linalg.norm(lines, axis=0)
+    return float(np.square(np.sort(one @ lines, axis=0) - np.sort(other @ lines, axis=0)).mean() * one.shape[1])
+
+
 # --- an image and its truth -------------------------------------------------------------------------------------------
 
 
@@ -168,6 +187,36 @@ def hole_ssim(images: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
         for image, true in zip(images, truth, strict=True)
     ]  # fmt: skip
     return _mean_inside(torch.from_numpy(np.stack(maps)).to(hole.device), hole)
+
+
+def _gradients(images: Tensor) -> Tensor:
+    """Central differences (one-sided at the border) of images (b, c, H, W) down and right: (b, 2 c, H, W)."""
+    return torch.cat(torch.gradient(images.float(), dim=(2, 3)), dim=1)
+
+
+def seam_error(images: Tensor, truth: Tensor, hole: Tensor, width: int = 3) -> tuple[Tensor, Tensor]:
+    """How well the hole's rim meets what surrounds it: (b,) mean absolute error, and (b,) that of the gradients.
+
+    Over the missing pixels at most `width` from a known one (8 neighbours), all of the hole where it is as thin; the
+    gradients are central differences in both directions, so that of a rim pixel spans the seam. Mask-aware decoders
+    are judged by such a ring (DecFormer, arXiv 2512.05198; ASUKA, arXiv 2312.04831); the numbers here are this
+    project's own. Images in [0, 1]; an image without a known pixel has no seam: NaN.
+    """
+    _check(images, truth, hole)
+    near = F.max_pool2d((~hole).float(), 2 * width + 1, stride=1, padding=width) > 0
+    ring = hole & near
+    errors = (images.float() - truth.float()).abs(), (_gradients(images) - _gradients(truth)).abs()
+    return tuple(_mean_inside(error, ring) for error in errors)
+
+
+def hole_gradient(images: Tensor, hole: Tensor) -> Tensor:
+    """Mean length (b,) of the gradient in the missing pixels, channels averaged: how much detail there is.
+
+    Central differences, values in [0, 1] a pixel. Means of completions, and of codes, have less than the truth.
+    """
+    _check(images, images, hole)
+    down, right = _gradients(images).chunk(2, dim=1)
+    return _mean_inside(torch.hypot(down, right), hole)
 
 
 def diversity(completions: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -13,30 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evaluation.evaluator import BINNED
+from evaluation.figures import FIGURES, RAW, Figure
 from evaluation.methods import FORMER_KINDS
 from models.checkpoint import locked, replace_file
 from utils import log
 
-
-class Figure(NamedTuple):
-    label: str
-    digits: int
-    better: int = -1  # the sign of better: 1 higher, -1 lower, 0 not compared
-
-
-FIGURES = {
-    "fd_vgg16": Figure("FD-VGG16", 1),
-    "kid": Figure("KID", 3),
-    "kid_sd": Figure("KID's sd", 3, 0),
-    "lpips": Figure("LPIPS", 4),
-    "psnr": Figure("PSNR dB", 2, 1),
-    "ssim": Figure("SSIM", 3, 1),
-    "l1": Figure("L1", 4),
-    "seconds": Figure("s an image", 3, 0),
-    "code_usage": Figure("codes in use", 3, 0),
-    "leak": Figure("known tokens changed", 3, 0),
-}
-RAW = ("raw_fd_vgg16", "raw_kid", "raw_kid_sd", "raw_lpips", "raw_ssim")
 OF_VQGAN = ("psnr", "lpips", "ssim", "fd_vgg16", "kid", "code_usage")
 WHOLE = "whole"  # the family of holes in which everything is missing: how well a VQGAN does on whole images
 NO_RIVALS = ("masked", "vq_reconstruction")  # kinds that are never the best: they fill nothing, or know the truth

@@ -20,7 +20,11 @@ def test_the_true_images_are_perfect_and_grey_ones_are_not(stubs):
     images, hole = truth(), make_holes("box", N, SIZE)
     judged = make(images, stubs)
     perfect, grey = judged(images, hole).means(), judged(images.masked_fill(hole, 128), hole).means()
-    assert perfect == {"fd_vgg16": pytest.approx(0, abs=1e-9), "lpips": 0, "psnr": evaluator.EXACT, "ssim": 1, "l1": 0}
+    assert perfect == {
+        "fd_vgg16": pytest.approx(0, abs=1e-9), "mind": 0, "sharpness": 1, "lpips": 0, "psnr": evaluator.EXACT,
+        "ssim": 1, "l1": 0, "seam": 0, "seam_gradient": 0,
+    }  # fmt: skip
+    assert grey["mind"] > 0 and grey["seam"] > 0.1 and grey["seam_gradient"] > 0.05 and grey["sharpness"] < 0.5
     assert grey["fd_vgg16"] > 0 and grey["lpips"] > 0 and grey["psnr"] < 20 and grey["ssim"] < 0.9 and grey["l1"] > 0.1
 
 
@@ -42,6 +46,12 @@ def test_kid_is_taken_from_500_images_on(stubs, monkeypatch):
     assert judged(dark, hole).means() == figures  # the same subsets for all
     monkeypatch.setattr(evaluator, "SUBSET", N + 1)
     assert "kid" not in judged(images, hole).means()
+
+
+def test_what_is_no_figure_is_left_out(stubs):
+    images, everything = truth(), torch.ones(N, 1, SIZE, SIZE, dtype=torch.bool)  # nothing is known: there is no seam
+    found = make(images, stubs)(images, everything).means()
+    assert "l1" in found and not {"seam", "seam_gradient"} & found.keys()
 
 
 def test_bins_are_of_a_tenth_of_the_pixels_and_hold_means_of_their_images(stubs):

@@ -12,7 +12,7 @@ from evaluation import methods
 from evaluation.methods import Method
 from maskgit.classical import paint
 from maskgit.data import GREY, to_float
-from maskgit.decoding import DecodingConfig
+from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Codec, Inpainter, sample_seed
 from maskgit.masks import composite, make_holes
 from models.checkpoint import save_weights

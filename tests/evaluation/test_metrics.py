@@ -175,6 +175,25 @@ def test_kid_says_how_many_images_it_lacks():
         kid(x, x, subset_size=1, rng=np.random.default_rng(0))
 
 
+def test_mind_in_one_dimension_is_the_mean_squared_difference_of_what_is_sorted():
+    one, other = np.array([[2.0], [0.0]]), np.array([[1.0], [5.0]])  # 0 to 1 and 2 to 5
+    assert metrics.mind(one, other, rng=np.random.default_rng(0)) == pytest.approx((1 + 9) / 2)
+
+
+def test_mind_of_a_shift_is_its_squared_length_and_of_one_set_0():
+    rng = np.random.default_rng(0)
+    features, shift = rng.standard_normal((200, 16)), rng.standard_normal(16)
+    found = metrics.mind(features, rng.permutation(features) + shift, rng=np.random.default_rng(1))
+    assert found == pytest.approx(shift @ shift, rel=0.1)
+    assert metrics.mind(features, rng.permutation(features), rng=np.random.default_rng(1)) == 0
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 2)), np.zeros((4, 3)), np.zeros(4)])
+def test_mind_refuses_sets_of_other_shapes(other):
+    with pytest.raises(ValueError, match=r"one shape \(n, d\), found \(4, 2\) and"):
+        metrics.mind(np.zeros((4, 2)), other, rng=np.random.default_rng(0))
+
+
 # --- images ---
 
 
@@ -249,6 +268,35 @@ def test_image_measures_refuse_what_would_give_a_wrong_number():
     hole[1] = False
     with pytest.raises(ValueError, match="no missing pixel in image 1"):
         hole_ssim(images, images, hole)
+
+
+def framed(error: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A black truth of 10x10, a hole of 4x4 in it, and images with `error` in the hole."""
+    truth, hole = torch.zeros(1, 3, 10, 10), torch.zeros(1, 1, 10, 10, dtype=torch.bool)
+    hole[..., 3:7, 3:7] = True
+    return truth.masked_fill(hole, error), truth, hole
+
+
+def test_seam_error_is_that_of_the_rim_inside_the_hole():
+    images, truth, hole = framed(0.5)
+    images[..., 4:6, 4:6] = 0  # 2x2 in the middle are right
+    assert metrics.seam_error(images, truth, hole, width=1)[0].item() == pytest.approx(0.5)
+    assert metrics.seam_error(images, truth, hole)[0].item() == pytest.approx(0.5 * 12 / 16)
+    assert [float(error) for error in metrics.seam_error(truth, truth, hole)] == [0, 0]
+
+
+def test_seam_gradient_error_of_a_constant_error_is_at_the_rim():
+    images, truth, hole = framed(0.4)  # central differences: .2 in two of four rows, and in two of four columns
+    assert metrics.seam_error(images, truth, hole)[1].item() == pytest.approx(0.2 / 2)
+    smooth = torch.linspace(0, 0.9, 10).expand(1, 3, 10, 10)
+    assert metrics.seam_error(smooth, truth, hole)[1].item() == pytest.approx(0.1 / 2)  # to the right alone
+
+
+def test_hole_gradient_is_the_slope():
+    _, _, hole = framed(0.0)
+    right = torch.linspace(0, 0.9, 10).expand(1, 3, 10, 10)
+    assert metrics.hole_gradient(right, hole).item() == pytest.approx(0.1)
+    assert metrics.hole_gradient(right / 2 + right.mT / 2, hole).item() == pytest.approx(0.05 * 2**0.5)
 
 
 def test_diversity_is_the_mean_over_all_pairs_of_completions():

@@ -61,5 +61,6 @@ def test_what_networks_are_shown_depends_on_known_pixels_alone():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="unknown method 'magic', expected one of: telea, navier_stokes, biharmonic"):
+    known = "telea, navier_stokes, biharmonic, fsr"
+    with pytest.raises(ValueError, match=f"unknown method 'magic', expected one of: {known}"):
         classical.fill("magic", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool))
