@@ -110,6 +110,9 @@ class VQGANTrainingConfig(TrainingConfig):
         0.0, ge=0, le=1, description="with holes: at most this share of an image's hidden tokens takes a similar code"
     )
     guesses: GuessesConfig = GuessesConfig()
+    blank: bool = Field(
+        False, description="with holes: hidden tokens are decoded as zero vectors, so that it fills in one pass, alone"
+    )
 
     @field_validator("holes")
     @classmethod
@@ -157,6 +160,8 @@ class Config(Settings):
             raise ValueError("vqgan.decoder.pre_filled learns from holes as decoding shows them: set decoding.pre_fill")
         if self.vqgan_training.guesses.transformer and not self.vqgan_training.holes:
             raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
+        if self.vqgan_training.blank and (self.vqgan_training.guesses.transformer or not self.vqgan_training.holes):
+            raise ValueError("vqgan_training.blank hides tokens: set vqgan_training.holes, and no guesses")
         if self.transformer.tokens != self.vqgan.grid**2:
             raise ValueError(f"transformer.tokens {self.transformer.tokens}: the VQGAN makes {self.vqgan.grid**2}")
         return self

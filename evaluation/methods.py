@@ -33,14 +33,19 @@ class Method(Settings):
     """One way to fill holes."""
 
     name: str
-    kind: Literal["masked", "telea", "navier_stokes", "biharmonic", "fsr", "vq_reconstruction", "inpainting"] = Field(
-        description="grey holes, a classical method, the true (oracle) tokens decoded, or an Inpainter"
+    kind: Literal[
+        "masked", "telea", "navier_stokes", "biharmonic", "fsr", "vq_reconstruction", "one_pass", "inpainting"
+    ] = Field(
+        description="grey holes, a classical method, the true (oracle) tokens decoded, a decoder that was trained with "
+        "vqgan_training.blank, or an Inpainter"
     )
     checkpoint: str = Field(
-        str(PRETRAINED.relative_to(ROOT)), description="folder of weights: vq_reconstruction and inpainting"
+        str(PRETRAINED.relative_to(ROOT)), description="folder of weights: vq_reconstruction, one_pass and inpainting"
     )
     vqgan: str = Field("", description="a VQGAN of the same tokens in place of the checkpoint's: its file")
-    decoding: dict[str, object] = Field({}, description="changes of the checkpoint's decoding")
+    decoding: dict[str, object] = Field(
+        {}, description="changes of the checkpoint's decoding; of one_pass token_rule and pre_fill, as in its training"
+    )
     margin: int = Field(0, ge=0, description="rings of tokens hidden around the hole")
     mean_of: int = Field(1, ge=1, description="the mean of so many completions")
     made_by: str = Field("", description="the command that makes its weights, told where they are missing")
@@ -51,7 +56,7 @@ class Method(Settings):
         files = [Path(self.checkpoint) / f"{name}.safetensors" for name in NETWORKS]
         if self.vqgan:
             files[0] = Path(self.vqgan)
-        return tuple(files[: {"vq_reconstruction": 1, "inpainting": 2}.get(self.kind, 0)])
+        return tuple(files[: {"vq_reconstruction": 1, "one_pass": 1, "inpainting": 2}.get(self.kind, 0)])
 
     @property
     def missing(self) -> list[Path]:
@@ -62,7 +67,7 @@ class Method(Settings):
         """Its networks, an `Inpainter` where it decodes. Raises FileNotFoundError or ValueError naming the file."""
         if self.kind == "inpainting":
             return Inpainter.from_pretrained(self.checkpoint, device, precision, vqgan=self.files[0])
-        return Codec(VQGAN.load(self.files[0]), device, precision) if self.kind == "vq_reconstruction" else None
+        return Codec(VQGAN.load(self.files[0]), device, precision) if self.files else None
 
     @pydantic.field_validator("kind", mode="before")
     @classmethod
@@ -77,7 +82,11 @@ class Method(Settings):
 
     @pydantic.model_validator(mode="after")
     def _takes(self):
-        taken = {"name", "kind"} | ({"checkpoint", "vqgan", "made_by"} if self.kind == "vq_reconstruction" else set())
+        taken = {"name", "kind"}
+        if self.kind in ("vq_reconstruction", "one_pass"):
+            taken |= {"checkpoint", "vqgan", "made_by"}
+        if self.kind == "one_pass":
+            taken |= {"decoding"}
         needless = self.model_fields_set - taken
         if self.kind != "inpainting" and needless:
             raise ValueError(f"method {self.name}: kind {self.kind} takes no {', '.join(sorted(needless))}")
@@ -108,6 +117,9 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
         settings["decoding"] = decoding_of(method, networks).model_dump()
         if needs_seed(method, networks):
             settings["draws"] = DRAWS
+    if method.kind == "one_pass":
+        decoding = DecodingConfig().changed(**method.decoding)
+        settings["decoding"] = decoding.model_dump(include={"token_rule", "pre_fill"})
     return settings
 
 
@@ -140,6 +152,9 @@ def complete(
     if method.kind == "vq_reconstruction":
         raw, tokens = _reconstruct(networks, truth, masked, hole)
         return Completion(composite(raw, truth, hole), raw, tokens)
+    if method.kind == "one_pass":
+        raw = _one_pass(networks, masked, hole, DecodingConfig().changed(**method.decoding))
+        return Completion(composite(raw, truth, hole), raw)
     seeds = [mix(seed or 0, index) for index in range(len(truth))]
     result = networks.complete(
         masked, hole, seeds, samples=method.mean_of, margin=method.margin, decoding=decoding_of(method, networks)
@@ -175,3 +190,14 @@ def _reconstruct(codec: Codec, truth: Tensor, masked: Tensor, hole: Tensor) -> t
         tokens.append(codec.encode(whole))
         raw.append(codec.decode(tokens[-1], classical.paint(images, missing, guessed), missing))
     return torch.cat(raw), torch.cat(tokens).cpu()
+
+
+def _one_pass(codec: Codec, masked: Tensor, hole: Tensor, decoding: DecodingConfig) -> Tensor:
+    """The known tokens decoded beside the known pixels, the hidden ones as zero vectors: uint8 (N, 3, H, W)."""
+    raw = []
+    for images, missing in _batches(codec, masked, hole):
+        painted = classical.paint(images, missing, decoding.pre_fill)
+        hidden = codec.hide(missing, rule=decoding.token_rule)
+        codes = codec.codebook[codec.encode(painted)].masked_fill(hidden[..., None], 0)  # (b, n, e)
+        raw.append(codec.decode(codes, painted, missing))
+    return torch.cat(raw)

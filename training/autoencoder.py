@@ -61,8 +61,8 @@ class VQGANTrainer:
     """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
 
     With `holes` (decoder finetuning) encoder and codebook are frozen, so the tokens stay what they are; the decoder
-    sees the known pixels and tokens that are a little wrong, or that a transformer guessed. LPIPS and GAN look at the
-    composite.
+    sees the known pixels and tokens that are a little wrong, or that a transformer guessed, or (`blank`) none. LPIPS
+    and GAN look at the composite.
     """
 
     def __init__(self, config: Config, device: torch.device, train: Maps, val: Tensor):
@@ -198,6 +198,8 @@ class VQGANTrainer:
             codes[guessed] = F.embedding(guess.tokens, codebook)
             if self.decoding.blends:
                 codes[guessed] = torch.where(soft[guessed][:, None, None], guess.codes, codes[guessed])
+        if self.settings.blank:
+            codes = codes.masked_fill(hidden[..., None], 0)
         output, _, loss = network(painted, hole, codes)
         return images, output.float(), composite(output.float(), images, hole), tokens, loss
 

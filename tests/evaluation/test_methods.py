@@ -19,6 +19,7 @@ from models.checkpoint import save_weights
 from utils import mix
 
 __all__ = ["stubs"]  # fixtures
+WITH_NETWORKS = ("vq_reconstruction", "one_pass", "inpainting")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def filled(inpainter, seed=0, hole=None, images=None, workers=0, **options) -> m
     return methods.complete(Method(name="x", **options), inpainter, images, hole, seed, workers)
 
 
-@pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "vq_reconstruction", "inpainting"])
+@pytest.mark.parametrize("kind", ["masked", "telea", "navier_stokes", "biharmonic", "fsr", *WITH_NETWORKS])
 def test_every_row_keeps_known_pixels_and_fills_the_hole_without_having_seen_it(inpainter, kind):
     images, hole = truth(), make_holes("walk", N, SIZE)
     result, everywhere = filled(inpainter, kind=kind), hole.expand_as(images)
@@ -52,7 +53,7 @@ def test_every_row_keeps_known_pixels_and_fills_the_hole_without_having_seen_it(
     )
     assert blind is (kind != "vq_reconstruction")  # which decodes the true tokens
     assert (result.images[everywhere] == GREY).all() == (kind == "masked")
-    assert (result.raw is None) is (kind not in ("vq_reconstruction", "inpainting"))
+    assert (result.raw is None) is (kind not in WITH_NETWORKS)
 
 
 def test_the_floor_is_the_decoded_true_tokens(inpainter):
@@ -61,6 +62,18 @@ def test_the_floor_is_the_decoded_true_tokens(inpainter):
     assert torch.equal(result.tokens, inpainter.vqgan.encode(to_float(images)))
     assert torch.equal(result.raw, inpainter.decode(result.tokens, images, hole))
     assert torch.equal(result.images, composite(result.raw, images, hole))
+
+
+def test_one_pass_decodes_zero_vectors_where_tokens_are_hidden(inpainter):
+    images, hole = truth(), make_holes("box", N, SIZE)
+    rules = {"token_rule": "majority", "pre_fill": True}
+    result = filled(inpainter, kind="one_pass", hole=hole, decoding=rules)
+    painted = paint(images, hole, True)
+    codes = inpainter.codebook[inpainter.encode(painted)]
+    codes[inpainter.hide(hole, rule="majority")] = 0
+    assert torch.equal(result.raw, inpainter.decode(codes, painted, hole))
+    with pytest.raises(ValueError, match="kind one_pass takes no mean_of"):
+        Method(name="x", kind="one_pass", mean_of=2)
 
 
 def test_an_inpainting_row_is_the_inpainter_with_seeds_mixed_from_seed_and_image(inpainter):

@@ -389,6 +389,24 @@ def test_guesses_may_come_as_means_of_codes(finetuning, trained, monkeypatch):
     assert stage.val[0].soft.sum() == len(stage.val[0].soft) or stage.val[0].soft.any()
 
 
+def test_blank_decodes_zero_vectors_where_tokens_are_hidden(finetuning):
+    stage, seen = finetuning(**{"vqgan_training.blank": True}), []
+
+    def network(images, hole, codes):
+        seen.append(codes)
+        return stage.model(images, hole, codes)
+
+    hole = make_holes("half", len(TRAIN), 16)
+    tokens = stage.decoded(network, MicroBatch(TRAIN, hole, TRAIN))[3]
+    hidden, hard = to_hidden(hole, 4), stage.model.codebook.vectors()[tokens]
+    assert (seen[0][hidden] == 0).all() and torch.equal(seen[0][~hidden], hard[~hidden])
+
+
+def test_blank_needs_holes_and_no_guesses(tiny_config_once):
+    with pytest.raises(ValueError, match=r"blank hides tokens: set vqgan_training\.holes, and no guesses"):
+        load_config(tiny_config_once, {"vqgan_training.blank": True})
+
+
 def test_guesses_need_holes_and_a_transformer_that_fits(finetuning, trained, tiny_config_once, tmp_path):
     guesses = {"vqgan_training.guesses.transformer": str(trained[0] / "transformer.safetensors")}
     with pytest.raises(ValueError, match=r"set vqgan_training\.holes"):
