@@ -11,7 +11,7 @@ The loop sees `predict: tokens (b, n) -> logits (m, k)`, never a model, a traine
 """
 
 import operator
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit.decoding_config import AUTO, DecodingConfig
-from maskgit.masks import schedule
-from maskgit.orders import noise_weight, rank_score, square_side
-
-REACH = 2.0  # tokens: a hole whose tokens are at most so far from known ones, on average, needs one iteration
-STEPS_A_RING = 4.0  # further iterations for each token that it is deeper
-LONGEST = 8
+from maskgit.decoding_config import DecodingConfig
+from maskgit.iterations import iterations, steps_of_second_look, still_hidden
+from maskgit.orders import noise_weight, rank_score
+from maskgit.windows import Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,23 +45,25 @@ class State:
 
 
 def sample(
-    predict: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Tensor | Iterable[Tensor]],
     tokens: Tensor,
     hidden: Tensor,
     mask_id: int,
     config: DecodingConfig,
     seeds: Sequence[int],
     codebook: Tensor | None = None,
+    windows: Windows | None = None,
 ) -> Iterator[State]:
     """Decodes the hidden tokens, yielding a State after every iteration; in the last one nothing is hidden.
 
     predict: tokens (b, n), mask_id where hidden, -> logits (m, k) of the m hidden tokens, in row-major order, of any
-        float type, k <= mask_id; images that are complete are not among the b
+        float type, k <= mask_id, all at once or in chunks; images that are complete are not among the b
     tokens (b, n) long: ids 0..mask_id-1 where known, anything where hidden (but with `config.forget`, which reads
         what was there); hidden (b, n) bool; neither is modified
     seeds: b integers >= 0. Image i's draws in its t-th iteration are a function of (seeds[i], t) alone, made on the
         CPU: its result depends neither on the rest of the batch nor on the device that draws.
     codebook (mask_id, e): the code vectors, which `config.codes` expected and mixed average
+    windows: whose cells the n tokens are; None: they are a square, row by row
 
     Known and decided tokens are never sampled again, but for the second look: after the last iteration the least sure
     of the decided ones are hidden, and the schedule goes on from where about as many were left. Without a hidden
@@ -77,7 +76,7 @@ def sample(
     elif codebook is None or codebook.ndim != 2 or len(codebook) != mask_id:
         found = codebook if codebook is None else tuple(codebook.shape)
         raise ValueError(f"codebook: codes {config.codes} expects ({mask_id}, e), found {found}")
-    return _Loop(predict, tokens, hidden, mask_id, config, seeds, codebook).states()
+    return _Loop(predict, tokens, hidden, mask_id, config, seeds, codebook, windows).states()
 
 
 def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: Sequence[int], codebook=None) -> State:
@@ -89,11 +88,11 @@ def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: S
 class _Loop:
     """The iterations of a batch. The counts (b) stay on the CPU: asking for them waits for no GPU."""
 
-    def __init__(self, predict, tokens, hidden, mask_id, config: DecodingConfig, seeds: list[int], codebook):
+    def __init__(self, predict, tokens, hidden, mask_id, config: DecodingConfig, seeds: list[int], codebook, windows):
         self.predict, self.given, self.hidden, self.mask_id = predict, tokens, hidden, mask_id
-        self.config, self.seeds, self.codebook = config, seeds, codebook
+        self.config, self.seeds, self.codebook, self.windows = config, seeds, codebook, windows
         self.count = hidden.sum(dim=1).cpu()
-        self.total = iterations(hidden, config).cpu()
+        self.total = iterations(hidden, config, windows).cpu()
         self.turn = torch.zeros_like(self.count)  # iterations that decided something of each image
 
     def states(self) -> Iterator[State]:
@@ -113,56 +112,20 @@ class _Loop:
         left = state.hidden.sum(dim=1).cpu()
         while left.any():
             seen = self.given.masked_fill(state.hidden, self.mask_id) if self.config.forget else state.tokens
-            with torch.no_grad():
-                logits = self.predict(seen if left.all() else seen[(left > 0).to(seen.device)])
-            _check_logits(logits, int(left.sum()), self.mask_id)
-            self.turn += left > 0
+            unfinished = seen if left.all() else seen[(left > 0).to(seen.device)]
+            before, self.turn = int(left.sum()), self.turn + (left > 0)
             left = still_hidden(self.count, left, step, self.total, self.config)
             uniforms = draws(self.seeds, self.turn.tolist(), seen.shape[1])
             r = (step / self.total.double()).clamp(max=1)  # images that are done go beyond their T
-            state = decode_step(state, logits, left, uniforms, r, self.config, self.codebook)
+            with torch.no_grad():
+                logits = _checked(self.predict(unfinished), before, self.mask_id)
+                state = decode_step(state, logits, left, uniforms, r, self.config, self.codebook, self.windows)
             yield state
             step = step + 1
         return state
 
 
-# --- how many tokens at which step ------------------------------------------------------------------------------------
-
-
-def iterations(hidden: Tensor, config: DecodingConfig) -> Tensor:
-    """T of each image of hidden (b, n): (b) long. With total_iter auto, as many as the hole needs (see `depth`).
-
-    Raises ValueError for auto where n is no square number.
-    """
-    if config.total_iter != AUTO:
-        return torch.full((len(hidden),), config.total_iter)
-    return ((depth(hidden) - REACH) * STEPS_A_RING).ceil().long().clamp(1, LONGEST)
-
-
-def depth(hidden: Tensor) -> Tensor:
-    """How far what is hidden is from what is known: the mean over the hidden tokens of hidden (b, n) of the distance,
-    in tokens (8 neighbours), to the nearest known one; the border of the picture is none. (b) float32, 0 for no hole.
-
-    A token next to a known one is at distance 1. Raises ValueError where n is no square number.
-    """
-    side = square_side(hidden.shape[1], f"total_iter {AUTO}")
-    left, total = hidden.view(-1, 1, side, side).float(), torch.zeros(len(hidden), device=hidden.device)
-    for _ in range(side):  # a ring less each time; a picture that is all hole counts as `side` deep
-        total += left.sum(dim=(1, 2, 3))
-        left = 1 - F.max_pool2d(1 - left, 3, stride=1, padding=1)  # pads with -inf: beyond the border nothing is known
-    return total / hidden.sum(dim=1).clamp(min=1)
-
-
-def still_hidden(count: Tensor, left: Tensor, step: Tensor, total: Tensor, config: DecodingConfig) -> Tensor:
-    """How many tokens of each image stay hidden after `step`: floor(schedule(step / T) count), (b) long, on the CPU.
-
-    count (b): hidden at the start; left (b): hidden before this step; step and total (b): t and T. At least one token
-    is decided wherever any is left, none comes back, and at the sweet spot nothing is left.
-    """
-    fraction = schedule(config.mask_func)((step / total.double()).clamp(max=1))
-    # 1e-9: in binary (1 - 0.9) * 100 is 9.999999999999998, which must count as 10
-    target = (count * fraction + 1e-9).floor().long()
-    return torch.minimum(target, left - 1).clamp(min=0).masked_fill(step >= (config.sweet_spot or total), 0)
+# --- one step, in pure functions --------------------------------------------------------------------------------------
 
 
 def draws(seeds: Sequence[int], steps: Sequence[int], n: int) -> Tensor:
@@ -178,46 +141,61 @@ def draws(seeds: Sequence[int], steps: Sequence[int], n: int) -> Tensor:
 
 def decode_step(
     state: State,
-    logits: Tensor,
+    logits: Iterable[Tensor],
     left: Tensor,
     uniforms: Tensor,
     r: Tensor,
     config: DecodingConfig,
     codebook: Tensor | None = None,
+    windows: Windows | None = None,
 ) -> State:
     """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
 
-    logits (m, k), uniforms (b, 2, n) as `draws` gives them, r (b) in (0, 1], codebook (k, e) where the state has code
-    vectors; a pure function. The confidence is the
-    probability of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the
-    official MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model
-    thinks of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
+    logits: chunks (m', k), together (m, k); uniforms (b, 2, n) as `draws` gives them; r (b) in (0, 1]; codebook (k, e)
+    where the state has code vectors; a pure function. The confidence is the probability of the proposed code under the
+    softmax of the logits at temperature 1 and over all k codes, as in the official MaskGIT, however the code was drawn:
+    sampling_temperature and top_k change the code, not what the model thinks of it. Raises ValueError where the logits
+    have no softmax (NaN or +inf, or -inf only).
     """
     hidden, step = state.hidden, state.step + 1
-    code_draw, rank_draw = uniforms.to(hidden.device).unbind(dim=1)  # (b, n) each
-    logits = logits.float()
-    codes = choose_codes(logits, code_draw[hidden], config)  # (m)
-    log_p = (logits.gather(1, codes[:, None])[:, 0] - logits.logsumexp(dim=1)).clamp(max=0)  # (m)
-    if (log_p.isnan() | logits.amax(dim=1).isinf()).any():
-        raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
+    image, place = torch.where(hidden)  # (m) each
+    code_draw, rank_draw = (part[hidden] for part in uniforms.to(hidden.device).unbind(dim=1))  # (m) each
+    soft = None if state.codes is None else (left == 0).to(hidden.device)[image] | (config.codes == "expected")  # (m)
+    parts, start = [], 0
+    for chunk in logits:
+        rows = slice(start, start + len(chunk))
+        own = code_draw[rows], None if soft is None else soft[rows]
+        parts.append(_propose(chunk.float(), *own, step, config, codebook))
+        start = rows.stop
+    codes, log_p, vectors = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
 
     score = torch.full_like(state.confidence, torch.inf)  # (b, n), +inf freezes what is known or decided
-    image, place = torch.where(hidden)  # (m) each
+    turn, n = (place, hidden.shape[1]) if windows is None else (windows.place.to(place.device)[place], windows.side**2)
     weight = noise_weight(r, config).to(image.device)[image]
-    score[hidden] = rank_score(log_p, rank_draw[hidden], place, hidden.shape[1], weight, config)
+    score[hidden] = rank_score(log_p, rank_draw, turn, n, weight, config)
     rank = score.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = least confident; no two alike, so counts are exact
     stays = rank < left.to(hidden.device)[:, None]
 
     proposed = state.tokens.masked_scatter(hidden, codes)
     confidence = state.confidence.masked_scatter(hidden, log_p.exp())
-    vectors = state.codes
+    decided = hidden & ~stays
     if vectors is not None:
-        found = F.embedding(codes, codebook)  # (m, e)
-        soft = (left == 0).to(image.device)[image] if config.codes == "mixed" else slice(None)
-        found[soft] = expected_codes(logits[soft], codebook, config)
-        decided = hidden & ~stays
-        vectors = vectors.masked_scatter(decided[..., None], found[decided[hidden]])
+        vectors = state.codes.masked_scatter(decided[..., None], vectors[decided[hidden]])
     return State(step, torch.where(stays, state.tokens, proposed), stays, confidence, vectors)
+
+
+def _propose(logits: Tensor, uniform: Tensor, soft: Tensor | None, step: int, config: DecodingConfig, codebook):
+    """A code for each row of logits (m', k) float32, its log p, and where `soft` (m') is given its vector, or the mean
+    of all: (m') long, (m') and (m', e)."""
+    codes = choose_codes(logits, uniform, config)
+    log_p = (logits.gather(1, codes[:, None])[:, 0] - logits.logsumexp(dim=1)).clamp(max=0)
+    if (log_p.isnan() | logits.amax(dim=1).isinf()).any():
+        raise ValueError(f"step {step}: logits of a hidden token hold NaN or +inf, or only -inf; expected finite ones")
+    if soft is None:
+        return codes, log_p, None
+    vectors = F.embedding(codes, codebook)
+    vectors[soft] = expected_codes(logits[soft], codebook, config)
+    return codes, log_p, vectors
 
 
 def choose_codes(logits: Tensor, uniform: Tensor, config: DecodingConfig) -> Tensor:
@@ -273,20 +251,6 @@ def look_again(state: State, hidden: Tensor, mask_id: int, config: DecodingConfi
     return State(state.step, state.tokens.masked_fill(back, mask_id), back, state.confidence, state.codes)
 
 
-def steps_of_second_look(total: Tensor, config: DecodingConfig) -> Tensor:
-    """The step of the schedule that each image's second look starts with: the first that leaves less than its share.
-
-    total (b): T of each image; (b) long.
-    """
-    fraction = schedule(config.mask_func)
-
-    def first(total: int) -> int:
-        stop = config.sweet_spot or total
-        return next((t for t in range(1, stop) if fraction(t / total) < config.second_look), stop)
-
-    return torch.tensor([first(number) for number in total.tolist()], dtype=torch.long)
-
-
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -318,10 +282,19 @@ def _check_inputs(tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: S
     return seeds
 
 
-def _check_logits(logits: Tensor, hidden: int, mask_id: int) -> None:
-    shape = tuple(logits.shape)
-    if len(shape) != 2 or shape[0] != hidden or not 1 <= shape[1] <= mask_id or not logits.is_floating_point():
-        raise ValueError(
-            f"predict: expected floating-point logits ({hidden}, k) of the hidden tokens with 1 <= k <= mask_id = "
-            f"{mask_id}, found {shape} of {logits.dtype}"
-        )
+def _checked(given: Tensor | Iterable[Tensor], hidden: int, mask_id: int) -> Iterator[Tensor]:
+    """The logits of the `hidden` tokens, in chunks. Raises ValueError for what they must not be."""
+    found = 0
+    for logits in [given] if isinstance(given, Tensor) else given:
+        shape = tuple(logits.shape)
+        found += shape[0] if shape else 0
+        if len(shape) != 2 or found > hidden or not 1 <= shape[1] <= mask_id or not logits.is_floating_point():
+            raise _misfit(hidden, mask_id, f"{shape} of {logits.dtype}")
+        yield logits
+    if found != hidden:
+        raise _misfit(hidden, mask_id, f"{found} rows")
+
+
+def _misfit(hidden: int, mask_id: int, found: str) -> ValueError:
+    return ValueError(f"predict: expected floating-point logits ({hidden}, k) of the hidden tokens with 1 <= k <= "
+                      f"mask_id = {mask_id}, found {found}")  # fmt: skip

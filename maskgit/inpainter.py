@@ -73,8 +73,14 @@ class Codec:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 images, as the encoder is to see them, -> tokens (b, n), in float32."""
+        return self.vqgan.codebook.nearest(self.prepared(images)).flatten(1)
+
+    @torch.no_grad()
+    def prepared(self, images: Tensor) -> Tensor:
+        """uint8 images -> the vectors (b, h, w, e) whose nearest codes are their tokens, in float32."""
         with autocast(self.device, "float32"):
-            return self.vqgan.encode(to_float(images).to(self.device, memory_format=self.layout))
+            latents = self.vqgan.latents(to_float(images).to(self.device, memory_format=self.layout))
+            return self.vqgan.codebook.prepare(latents)
 
     @cached_property
     def _grey(self) -> Tensor:

@@ -157,26 +157,28 @@ TokenRule = Literal["any", "majority"]
 TOKEN_RULES: tuple[str, ...] = get_args(TokenRule)
 
 
-def to_hidden(hole: Tensor, grid: int, margin: int = 0, rule: str = "any") -> Tensor:
-    """hole (b, 1, H, W) bool -> hidden (b, grid * grid) bool: a token is hidden when any pixel of its patch is missing.
+def to_hidden(hole: Tensor, grid: int | tuple[int, int], margin: int = 0, rule: str = "any") -> Tensor:
+    """hole (b, 1, H, W) bool -> hidden (b, h * w) bool: a token is hidden when any pixel of its patch is missing.
 
-    With the rule `majority` more than half of its pixels must be missing. `margin` rings of tokens around the hidden
-    ones (8 neighbours each) are hidden as well. Raises TypeError when the hole is not bool, ValueError when its shape
-    does not fit the grid, margin < 0 or the rule is unknown.
+    grid: tokens a side, or (h, w) of a picture that is no square. With the rule `majority` more than half of its pixels
+    must be missing. `margin` rings of tokens around the hidden ones (8 neighbours each) are hidden as well. Raises
+    TypeError when the hole is not bool, ValueError when its shape does not fit the grid, margin < 0 or the rule is
+    unknown.
     """
     known_name("token rule", rule, TOKEN_RULES)
     if hole.dtype != torch.bool:
         raise TypeError(f"hole is {hole.dtype}, expected torch.bool with True = missing")
-    if hole.ndim != 4 or hole.shape[1] != 1 or grid < 1 or hole.shape[2] % grid or hole.shape[3] % grid:
+    h, w = (grid, grid) if isinstance(grid, int) else grid
+    if hole.ndim != 4 or hole.shape[1] != 1 or min(h, w) < 1 or hole.shape[2] % h or hole.shape[3] % w:
         raise ValueError(f"hole {tuple(hole.shape)}: expected (b, 1, H, W) with H and W multiples of the grid {grid}")
     if margin < 0:
         raise ValueError(f"margin {margin}: expected 0 or more rings of tokens")
     b, _, H, W = hole.shape
-    share = hole.reshape(b, grid, H // grid, grid, W // grid).float().mean(dim=(2, 4))  # (b, grid, grid)
+    share = hole.reshape(b, h, H // h, w, W // w).float().mean(dim=(2, 4))  # (b, h, w)
     hidden = share > (0.5 if rule == "majority" else 0.0)
     if margin:
         hidden = F.max_pool2d(hidden[:, None].float(), 2 * margin + 1, stride=1, padding=margin) > 0
-    return hidden.reshape(b, grid * grid)
+    return hidden.reshape(b, h * w)
 
 
 def composite(filled: Tensor, images: Tensor, hole: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskgit.data import to_pixels
-from maskgit.decoding import State, iterations
+from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter
+from maskgit.iterations import iterations
 from maskgit.visualize import confidence_map, frames, sheet_of
 from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
 from photos.photo import Photo

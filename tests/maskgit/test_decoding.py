@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from maskgit import decoding
 from maskgit.decoding import State, decode_step, fill, sample
 from maskgit.decoding_config import CODES, DecodingConfig
+from maskgit.iterations import depth, iterations, steps_of_second_look
 from maskgit.masks import SCHEDULES, make_holes, schedule, to_hidden
 from maskgit.orders import halton_turns
 
@@ -116,7 +117,7 @@ def test_any_decoding_keeps_every_rule(decoding_, predict, seed):
     if config.second_look:
         count, first = (
             hole.sum(dim=1).tolist(),
-            int(decoding.steps_of_second_look(torch.tensor([config.total_iter]), config)),
+            int(steps_of_second_look(torch.tensor([config.total_iter]), config)),
         )
         back = [rounded_down(config.second_look * number) for number in count]
         start = decoding.look_again(result[-1], hole, K, config)
@@ -352,7 +353,7 @@ def test_the_second_look_hides_the_least_sure_of_the_decided_tokens():
 def test_the_second_look_goes_on_where_the_schedule_leaves_less_than_its_share(options, first):
     config = DecodingConfig(**options)
     total = torch.tensor([config.total_iter, 1])  # of each image
-    assert decoding.steps_of_second_look(total, config.changed(sweet_spot=None)).tolist() == [first, 1]
+    assert steps_of_second_look(total, config.changed(sweet_spot=None)).tolist() == [first, 1]
 
 
 def test_the_second_look_changes_unsure_tokens_alone_and_uses_new_draws():
@@ -560,25 +561,25 @@ def test_depth_is_the_mean_distance_to_what_is_known():
     hole[1, 0, :, :4] = True  # columns at distances 4, 3, 2, 1: beyond the border nothing is known
     hole[2, 0, ::2] = True  # rows between known rows
     hole[3] = True  # nothing is known: as deep as the grid is wide
-    depths = decoding.depth(to_hidden(hole, 8))
+    depths = depth(to_hidden(hole, 8))
     assert torch.allclose(depths, torch.tensor([10 / 9, 2.5, 1.0, 8.0, 0.0]))
     with pytest.raises(ValueError, match=r"total_iter auto: expected a square grid of tokens, found 12"):
-        decoding.depth(torch.zeros(1, 12, dtype=torch.bool))
+        depth(torch.zeros(1, 12, dtype=torch.bool))
 
 
 def test_auto_takes_one_iteration_where_known_pixels_are_near_and_more_for_half_a_picture():
     config = DecodingConfig(total_iter="auto")
     hidden = {family: to_hidden(make_holes(family, 8), 16) for family in ("walk", "half")}
-    totals = {family: decoding.iterations(given, config) for family, given in hidden.items()}
+    totals = {family: iterations(given, config) for family, given in hidden.items()}
     assert (totals["walk"] == 1).all() and (totals["half"] > 3).all() and (totals["half"] <= 8).all()
-    assert decoding.iterations(hidden["walk"], DecodingConfig(total_iter=7)).tolist() == [7] * 8
+    assert iterations(hidden["walk"], DecodingConfig(total_iter=7)).tolist() == [7] * 8
 
 
 def test_each_image_has_its_own_number_of_iterations_and_is_what_it_is_alone():
     hole = torch.cat([make_holes(family, 1, 64) for family in ("walk", "half", "thick")])
     hidden, tokens = to_hidden(hole, 16), torch.zeros(3, 256).long()
     config = DecodingConfig(total_iter="auto", second_look=0.3, codes="mixed")
-    totals = decoding.iterations(hidden, config).tolist()
+    totals = iterations(hidden, config).tolist()
     both = states(context_logits, tokens, hidden, config, [5, 6, 7])
     for i, total in enumerate(totals):
         fixed_config = config.changed(total_iter=total)
@@ -734,7 +735,9 @@ def test_inputs_that_do_not_fit_are_refused_at_once(change, message):
         (lambda m: torch.zeros(m, K + 1), r"k <= mask_id = 12.*13"),  # could emit the mask id
         (lambda m: torch.zeros(m), r"\(30, k\).*\(30,\)"),
         (lambda m: torch.zeros(3, 16, K), r"\(30, k\).*\(3, 16, 12\)"),
-        (lambda m: torch.zeros(m - 1, K), r"\(30, k\).*\(29, 12\)"),
+        (lambda m: torch.zeros(m - 1, K), r"\(30, k\).*29 rows"),
+        (lambda m: [torch.zeros(m - 1, K), torch.zeros(2, K)], r"\(30, k\).*\(2, 12\)"),
+        (lambda m: [], r"\(30, k\).*0 rows"),
         (lambda m: torch.zeros(m, K, dtype=torch.long), r"floating-point.*int64"),
         (lambda m: torch.full((m, K), math.nan), r"step 1.*NaN"),
         (lambda m: torch.full((m, K), -math.inf), r"step 1.*-inf"),
@@ -753,7 +756,7 @@ def test_the_decode_step_is_pure():
     copies = [tensor.clone() for tensor in (start.tokens, hidden, start.confidence, logits, uniforms)]
     left = torch.tensor([2, 1, 0])
     r = torch.full((3,), 0.1)
-    results = [decode_step(start, logits, left, uniforms, r, DecodingConfig()) for _ in range(2)]
+    results = [decode_step(start, [logits], left, uniforms, r, DecodingConfig()) for _ in range(2)]
     assert torch.equal(results[0].tokens, results[1].tokens) and results[0].step == 1
     assert torch.equal(results[0].hidden.sum(dim=1), left)
     for tensor, copy in zip((start.tokens, hidden, start.confidence, logits, uniforms), copies, strict=True):

@@ -1,0 +1,142 @@
+"""`Canvas`: a picture of any size, at one scale, whose hole is filled through windows of the model's size.
+
+    pixels  (H, W, 3) uint8   RGB
+    hole    (H, W) bool       True = missing
+    cells   n of f x f pixels, those that `windows.Windows` cover; a token each
+
+H and W are made multiples of f, and at least the model's size, by repeating the border; what is more than a cell beyond
+the border counts as missing.
+"""
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskgit.data import GREY, to_pixels
+from maskgit.decoding import State, sample
+from maskgit.decoding_config import DecodingConfig
+from maskgit.inpainter import Inpainter
+from maskgit.masks import to_hidden
+from maskgit.windows import WindowPredictor, blending, windows_over
+from utils import images_at_once
+
+CELLS = 4096  # encoded at once
+
+
+class Canvas:
+    """A picture's hole in the making.
+
+    guess (H, W, 3) uint8: what the hole is painted with, for the encoder and the decoder; None: as `Inpainter.paint`
+        does. With `trust` > 0 codes near to those of the guess are more probable: trust times the cosine of their
+        vectors is added to the logits.
+    decoding, margin, batch_size: as of `Inpainter.complete`
+
+    Raises ValueError without a missing pixel, and for a VQGAN whose tokens depend on more than their patch.
+    """
+
+    def __init__(
+        self,
+        inpainter: Inpainter,
+        pixels: np.ndarray,
+        hole: np.ndarray,
+        decoding: DecodingConfig | None = None,
+        *,
+        guess: np.ndarray | None = None,
+        trust: float = 0.0,
+        margin: int = 0,
+        batch_size: int | None = None,
+    ):
+        config = inpainter.vqgan.config
+        if config.encoder.kind != "patch":
+            raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
+        self.inpainter, self.decoding, self.trust = inpainter, decoding or inpainter.decoding, trust
+        self.batch_size = images_at_once(inpainter.device) if batch_size is None else batch_size
+        self.pixels, self.hole, self.factor = pixels, hole, config.factor
+        padded, missing = _padded(pixels, config.image_size, self.factor), _beyond(hole, config.image_size, self.factor)
+        images, holes = torch.from_numpy(padded).permute(2, 0, 1)[None], torch.from_numpy(missing)[None, None]
+        if guess is None:
+            painted = to_pixels(inpainter.paint(images, holes, self.decoding)[0])
+        else:
+            painted = np.where(missing[..., None], _padded(guess, config.image_size, self.factor), padded)
+        grid = tuple(length // self.factor for length in missing.shape)
+        hidden = to_hidden(holes, grid, margin, self.decoding.token_rule).view(grid)
+        wanted = hidden | to_hidden(holes, grid).view(grid)
+        self.windows = windows_over(wanted.numpy(), config.grid)
+        self.painted, self.missing = self.windows.gather(painted), self.windows.gather(missing[..., None])
+        rows, columns = self.windows.cells.T
+        self.hidden = hidden[rows, columns][None].to(inpainter.device)  # (1, n)
+        shown = self.painted
+        if guess is None and not self.decoding.pre_fill:
+            shown = self.painted.masked_fill(self.missing, GREY)
+        latents = torch.cat([self._latents(part) for part in shown.split(CELLS)])  # (n, e)
+        self.tokens = inpainter.vqgan.codebook.nearest(latents)[None]  # (1, n)
+        self.latents = latents if trust else None
+
+    @torch.no_grad()
+    def _latents(self, cells: Tensor) -> Tensor:
+        """uint8 cells (m, 3, f, f) -> vectors (m, e) in the space of the codes: the encoder sees each patch alone."""
+        strip = cells.permute(1, 2, 0, 3).reshape(1, 3, self.factor, -1)  # side by side
+        return self.inpainter.prepared(strip)[0, 0]
+
+    def predict(self, tokens: Tensor):
+        """What `decoding.sample` is given: logits of the hidden cells of (b, n), in chunks."""
+        for row in tokens:
+            start, hidden = 0, None if self.latents is None else self.latents[row == self.inpainter.transformer.mask_id]
+            for logits in self._predictor(row[None]):
+                rows = slice(start, start + len(logits))
+                if hidden is not None:
+                    logits = logits + self.trust * hidden[rows] @ self.inpainter.codebook.T
+                yield logits
+                start = rows.stop
+
+    def _predictor(self, tokens: Tensor):
+        mask_id, predict = self.inpainter.transformer.mask_id, self.inpainter.predict
+        return WindowPredictor(self.windows, predict, mask_id, self.batch_size, self.inpainter.device)(tokens)
+
+    def steps(self, seeds: Sequence[int]) -> Generator[tuple[slice, State], None, list[np.ndarray]]:
+        """Yields each completion's row and its State (of the cells) after every iteration; returns the completions,
+        (H, W, 3) uint8, one a seed: known pixels as they are."""
+        filled = []
+        for number, seed in enumerate(seeds):
+            own = self.tokens, self.hidden, self.inpainter.transformer.mask_id, self.decoding, [seed]
+            for state in sample(self.predict, *own, self.inpainter.codebook, self.windows):
+                yield slice(number, number + 1), state
+            filled.append(self.paste(self.decode(state.decodable[0])))
+        return filled
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Tokens (n), or code vectors (n, e), of the cells -> their pixels (n, 3, f, f) uint8, windows blended."""
+        size, factor, windows = self.inpainter.size, self.factor, self.windows
+        sums, weights = (torch.zeros(len(windows.cells), channels, factor, factor) for channels in (3, 1))
+        weight = windows.to_cells(blending(size), factor)  # (g * g, 1, f, f)
+        for some in torch.arange(len(windows)).split(self.batch_size):
+            index = windows.index[some]  # (b, g * g)
+            shown = windows.images(self.painted, some), windows.images(self.missing, some)
+            decoded = windows.to_cells(self.inpainter.decode(codes[index.to(codes.device)], *shown).float(), factor)
+            again = weight.repeat(len(some), 1, 1, 1)
+            sums.index_add_(0, index.flatten(), decoded * again)
+            weights.index_add_(0, index.flatten(), again)
+        return (sums / weights).round().to(torch.uint8)
+
+    def paste(self, cells: Tensor) -> np.ndarray:
+        """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole."""
+        padded = np.zeros((*(length * self.factor for length in self.windows.shape), 3), np.uint8)
+        self.windows.scatter(cells, padded)
+        height, width = self.hole.shape
+        return np.where(self.hole[..., None], padded[:height, :width], self.pixels)
+
+
+def _padded(array: np.ndarray, size: int, factor: int) -> np.ndarray:
+    """A picture's array (H, W, ...) with its border repeated to multiples of `factor`, at least `size`."""
+    beyond = [(0, max(size, -(-length // factor) * factor) - length) for length in array.shape[:2]]
+    return np.pad(array, [*beyond, (0, 0)][: array.ndim], mode="edge")
+
+
+def _beyond(hole: np.ndarray, size: int, factor: int) -> np.ndarray:
+    """`hole` like `_padded`, missing from the first cell on that lies outside the picture."""
+    padded = _padded(hole, size, factor)
+    height, width = (-(-length // factor) * factor for length in hole.shape)
+    padded[height:], padded[:, width:] = True, True
+    return padded

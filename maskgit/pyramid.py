@@ -1,0 +1,135 @@
+"""From coarse to fine: what is too thick for a window to bridge is filled at half the scale first, and so on.
+
+    pixels  (H, W, 3) uint8   RGB
+    hole    (H, W) bool       True = missing
+
+The coarse result, brought up, is the first guess of the finer level: see `Canvas`.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from maskgit.canvas import Canvas
+from maskgit.data import to_pixels
+from maskgit.decoding import State
+from maskgit.decoding_config import DecodingConfig
+from maskgit.inpainter import Inpainter
+
+THICK = 1 / 3  # of a window's side: a thicker hole is filled at half the scale first
+TRUST = 8.0  # in the guess from the coarser level, see `Canvas`
+NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+Box = tuple[slice, slice]  # rows and columns
+
+
+class Step(NamedTuple):
+    """What an iteration left."""
+
+    level: int  # 0: the picture's own scale, 1: half of it, ...
+    canvas: Canvas
+    state: State
+
+
+def fill_picture(
+    inpainter: Inpainter,
+    pixels: np.ndarray,
+    hole: np.ndarray,
+    seed: int = 0,
+    decoding: DecodingConfig | None = None,
+    *,
+    coarse: bool = True,
+    trust: float = TRUST,
+    margin: int = 0,
+    batch_size: int | None = None,
+    level: int = 0,
+) -> Generator[Step, None, np.ndarray]:
+    """The picture with its hole filled, (H, W, 3) uint8, known pixels as they are; yields every iteration's Step.
+
+    seed >= 0; decoding, margin, batch_size as of `Inpainter.complete`; `coarse` False fills at the picture's own scale
+    alone. What it takes in time and memory grows with the hole and what is around it, not with the picture.
+    """
+    options = {"trust": trust, "margin": margin, "batch_size": batch_size}
+    rows, columns = _around(hole, inpainter.size)
+    part, missing, guess = pixels[rows, columns], hole[rows, columns], None
+    if coarse and (boxes := thick_parts(missing, inpainter.size)):
+        guess, left = part.copy(), missing.copy()
+        for box, thick in boxes:
+            smaller = halved(part[box], missing[box])
+            rough = yield from fill_picture(inpainter, *smaller, seed, decoding, level=level + 1, **options)
+            guess[box][thick] = doubled(rough, thick.shape)[thick]
+            left[box] &= ~thick
+        guess = _painted(inpainter, guess, left, decoding)
+    canvas = Canvas(inpainter, part, missing, decoding, guess=guess, **options)
+    steps = canvas.steps([seed])
+    while True:
+        try:
+            yield Step(level, canvas, next(steps)[1])
+        except StopIteration as end:
+            filled = pixels.copy()
+            filled[rows, columns] = end.value[0]
+            return filled
+
+
+def _around(hole: np.ndarray, reach: int) -> Box:
+    """The rectangle of the hole and `reach` pixels more on every side, where the picture is."""
+    along = (hole.any(axis=axis).nonzero()[0] for axis in (1, 0))
+    return _grown([slice(int(at[0]), int(at[-1]) + 1) for at in along], hole.shape, reach)
+
+
+def _grown(box: Sequence[slice], shape: tuple[int, int], reach: int) -> Box:
+    return tuple(
+        slice(max(0, x.start - reach), min(length, x.stop + reach)) for x, length in zip(box, shape, strict=True)
+    )
+
+
+def thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarray]]:
+    """The connected parts of the hole that are thicker than THICK of a window of `size` pixels: rectangles around them,
+    a window of the next scale larger, and where in each of them such parts are, bool (h, w).
+
+    Rectangles that overlap are one.
+    """
+    labels, count = ndimage.label(hole, NEIGHBOURS)
+    depth = ndimage.distance_transform_edt(hole)
+    deepest = ndimage.maximum(depth, labels, range(1, count + 1))
+    thick = np.isin(labels, 1 + np.flatnonzero(2 * deepest - 1 > THICK * size))
+    boxes: list[Box] = []
+    for extent in ndimage.find_objects(ndimage.label(thick, NEIGHBOURS)[0]):
+        box = _grown(extent, hole.shape, 2 * size)
+        while met := next((other for other in boxes if _overlap(box, other)), None):
+            boxes.remove(met)
+            box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, met, strict=True))
+        boxes.append(box)
+    return [(box, thick[box]) for box in boxes]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def halved(pixels: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both at half the scale: the mean of the known ones of 2x2 pixels; missing where one of them is."""
+    beyond = [(0, length % 2) for length in hole.shape]
+    pixels, hole = np.pad(pixels, [*beyond, (0, 0)], mode="edge"), np.pad(hole, beyond, mode="edge")
+    height, width = hole.shape[0] // 2, hole.shape[1] // 2
+    known = ~hole.reshape(height, 2, width, 2)[..., None]  # (h, 2, w, 2, 1)
+    sums = (pixels.reshape(height, 2, width, 2, 3) * known).sum(axis=(1, 3), dtype=np.float32)
+    counts = known.sum(axis=(1, 3))
+    return (sums / counts.clip(1)).round().astype(np.uint8), counts[..., 0] < 4
+
+
+def doubled(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """pixels (h, w, 3) at twice the scale, cut to `shape`."""
+    picture = Image.fromarray(pixels)
+    larger = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC)
+    return np.asarray(larger)[: shape[0], : shape[1]]
+
+
+def _painted(inpainter: Inpainter, pixels: np.ndarray, hole: np.ndarray, decoding: DecodingConfig | None) -> np.ndarray:
+    """`pixels` with a classical guess in the hole."""
+    images, missing = torch.from_numpy(pixels).permute(2, 0, 1)[None], torch.from_numpy(hole)[None, None]
+    return to_pixels(inpainter.paint(images, missing, decoding)[0])

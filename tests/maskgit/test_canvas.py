@@ -1,0 +1,188 @@
+"""canvas.py and pyramid.py: pictures of any size, filled through windows with tiny networks."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import CONV, DECODING, GRID, SIZE, noise, transformer, vqgan
+
+from maskgit.canvas import Canvas
+from maskgit.classical import navier_stokes
+from maskgit.data import to_pixels
+from maskgit.inpainter import Inpainter
+from maskgit.masks import make_holes
+from maskgit.pyramid import doubled, fill_picture, halved, thick_parts
+
+PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint8)
+
+
+def finished(steps):
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def inpainter() -> Inpainter:
+    torch.manual_seed(1)
+    return Inpainter(vqgan(known_width=4, pre_filled=True), transformer(), DECODING.changed(pre_fill=True), "cpu")
+
+
+def hole_at(*boxes, shape=(45, 62)) -> np.ndarray:
+    """boxes: (top, left, bottom, right)."""
+    hole = np.zeros(shape, dtype=bool)
+    for top, left, bottom, right in boxes:
+        hole[top:bottom, left:right] = True
+    return hole
+
+
+# --- one scale ---
+
+
+@pytest.mark.parametrize("codes", ["sampled", "expected", "mixed"])
+@pytest.mark.parametrize("margin", [0, 1])
+def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter, codes, margin):
+    images, hole, decoding = noise(1, seed=4), make_holes("walk", 1, SIZE), inpainter.decoding.changed(codes=codes)
+    expected = inpainter.complete(images, hole, [7], decoding=decoding, margin=margin)
+    canvas = Canvas(inpainter, to_pixels(images[0]), hole[0, 0].numpy(), decoding, margin=margin)
+    (filled,) = finished(canvas.steps([7]))
+    assert np.array_equal(filled, to_pixels(expected.images[0]))
+
+
+@pytest.mark.parametrize(
+    "hole",
+    [
+        hole_at((0, 0, 5, 7)), hole_at((40, 55, 45, 62)), hole_at((0, 30, 45, 33)), hole_at((20, 20, 21, 21)),
+        hole_at((3, 3, 6, 6), (3, 8, 6, 12), (40, 60, 45, 62)), hole_at((0, 0, 45, 40)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_known_pixels_stay_and_all_of_the_hole_is_decoded(inpainter, hole):
+    canvas = Canvas(inpainter, PICTURE, hole)
+    (filled,) = finished(canvas.steps([0]))
+    assert np.array_equal(filled[~hole], PICTURE[~hole]) and filled.shape == PICTURE.shape
+    other = np.where(hole[..., None], 255 - PICTURE, PICTURE)
+    assert np.array_equal(finished(Canvas(inpainter, other, hole).steps([0]))[0], filled)  # what is missing is not read
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (15, 16), (17, 3), (3, 70)])
+def test_pictures_smaller_than_the_model_are_filled_too(inpainter, shape):
+    hole = np.zeros(shape, dtype=bool)
+    hole[0, 0] = True
+    pixels = PICTURE[:1, :1].repeat(shape[0], 0).repeat(shape[1], 1)
+    (filled,) = finished(Canvas(inpainter, pixels, hole).steps([0]))
+    assert filled.shape == (*shape, 3) and np.array_equal(filled[~hole], pixels[~hole])
+
+
+def test_windows_far_from_the_hole_are_never_computed(inpainter, monkeypatch):
+    seen = []
+    predict = inpainter.predict
+    monkeypatch.setattr(inpainter, "predict", lambda tokens: seen.append(len(tokens)) or predict(tokens))
+    large = np.tile(PICTURE, (6, 6, 1))
+    hole = hole_at((100, 100, 104, 104), shape=large.shape[:2])
+    canvas = Canvas(inpainter, large, hole, DECODING.changed(total_iter=1))
+    finished(canvas.steps([0]))
+    assert sum(seen) <= 9 and len(canvas.windows.cells) <= (2 * GRID + 1) ** 2 * 4
+
+
+def test_batches_and_other_completions_change_no_completion(inpainter):
+    hole = hole_at((10, 10, 30, 40))
+    filled = finished(Canvas(inpainter, PICTURE, hole).steps([3, 5]))
+    for batch_size in (1, 5):
+        (alone,) = finished(Canvas(inpainter, PICTURE, hole, batch_size=batch_size).steps([5]))
+        assert np.abs(alone.astype(int) - filled[1]).max() <= 1
+    assert not np.array_equal(*filled)
+
+
+def test_states_are_of_the_cells_and_hide_ever_fewer(inpainter):
+    canvas = Canvas(inpainter, PICTURE, hole_at((8, 8, 32, 40)))
+    counts = [int(state.hidden.sum()) for _, state in canvas.steps([0])]
+    assert len(counts) == 4 and counts == sorted(counts, reverse=True) and counts[-1] == 0
+    assert int(canvas.hidden.sum()) == 6 * 8 and canvas.tokens.shape == (1, len(canvas.windows.cells))
+
+
+def test_without_a_guess_the_hole_is_painted_as_the_inpainter_paints(inpainter):
+    hole = hole_at((8, 8, 20, 28), shape=(44, 60))
+    canvas = Canvas(inpainter, PICTURE[:44, :60], hole)
+    painted = np.zeros((44, 60, 3), dtype=np.uint8)
+    canvas.windows.scatter(canvas.painted, painted)
+    grey = np.where(hole[..., None], np.uint8(128), PICTURE[:44, :60])
+    assert np.array_equal(painted[hole], navier_stokes(grey, hole)[hole])
+
+
+def test_all_trust_takes_the_codes_of_the_guess(inpainter):
+    hole, guess = hole_at((8, 8, 32, 40)), 255 - PICTURE
+    canvas = Canvas(inpainter, PICTURE, hole, guess=guess, trust=1e4)
+    *_, (_, state) = canvas.steps([0])
+    assert torch.equal(state.tokens, canvas.tokens)  # those of the painted picture
+    *_, (_, free) = Canvas(inpainter, PICTURE, hole, guess=guess).steps([0])
+    assert not torch.equal(free.tokens, canvas.tokens)
+
+
+def test_an_encoder_that_sees_more_than_a_patch_is_refused():
+    conv = Inpainter(vqgan(CONV), transformer(), DECODING, "cpu")
+    with pytest.raises(ValueError, match="windows need a VQGAN whose encoder sees each patch alone"):
+        Canvas(conv, PICTURE, hole_at((0, 0, 4, 4)))
+
+
+# --- from coarse to fine ---
+
+
+def test_halving_takes_the_mean_of_known_pixels_and_doubling_brings_it_back():
+    pixels = np.zeros((3, 4, 3), dtype=np.uint8)
+    pixels[:2, :2] = np.array([[10, 20], [30, 200]])[..., None]
+    smaller, missing = halved(pixels, hole_at((1, 1, 2, 2), shape=(3, 4)))
+    assert smaller.shape == (2, 2, 3) and smaller[0, 0].tolist() == [20, 20, 20]
+    assert missing.tolist() == [[True, False], [False, False]]
+    flat = np.full((3, 5, 3), 77, dtype=np.uint8)
+    assert (doubled(halved(flat, np.zeros((3, 5), dtype=bool))[0], (3, 5)) == 77).all()
+
+
+def test_thick_parts_are_those_that_a_window_does_not_bridge():
+    hole = hole_at((5, 5, 8, 190), (60, 60, 65, 65), (100, 10, 120, 30), shape=(200, 200))
+    ((rows, columns), thick), = thick_parts(hole, SIZE)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (68, 152, 0, 62)
+    assert np.array_equal(thick, hole[rows, columns]) and thick.sum() == 400
+    assert thick_parts(hole_at((5, 5, 8, 190), shape=(200, 200)), SIZE) == []
+    near = hole_at((100, 10, 120, 30), (100, 70, 120, 90), shape=(200, 200))
+    assert len(thick_parts(near, SIZE)) == 1  # one rectangle for both
+
+
+def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
+    pixels = np.tile(PICTURE, (4, 4, 1))
+    hole = hole_at((60, 60, 110, 120), (3, 3, 6, 6), shape=pixels.shape[:2])
+    steps, levels = fill_picture(inpainter, pixels, hole), []
+    while True:
+        try:
+            levels.append(next(steps).level)
+        except StopIteration as end:
+            filled = end.value
+            break
+    assert sorted(set(levels), reverse=True) == list(dict.fromkeys(levels)) == [4, 3, 2, 1, 0]
+    assert np.array_equal(filled[~hole], pixels[~hole])
+    flat = [step.level for step in fill_picture(inpainter, pixels, hole, coarse=False)]
+    assert set(flat) == {0}
+
+
+def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatch):
+    pixels = np.tile(PICTURE, (4, 4, 1))
+    hole = hole_at((60, 60, 68, 70), (3, 3, 6, 6), shape=pixels.shape[:2])
+    given = []
+
+    def canvas(*arguments, **options) -> Canvas:
+        given.append(options)
+        return Canvas(*arguments, **options)
+
+    monkeypatch.setattr("maskgit.pyramid.Canvas", canvas)
+    coarse, fine = (step for step in fill_picture(inpainter, pixels, hole) if not step.state.hidden.any())
+    assert [options["guess"] is None for options in given] == [True, False]
+    guess = given[1]["guess"]  # of what is within a window of the hole
+    rough = coarse.canvas.paste(coarse.canvas.decode(coarse.state.decodable[0]))
+    (box, thick), = thick_parts(fine.canvas.hole, SIZE)
+    assert np.array_equal(guess[box][thick], doubled(rough, thick.shape)[thick])
+    thin = fine.canvas.hole.copy()
+    thin[box] &= ~thick
+    grey = np.where(thin[..., None], np.uint8(128), guess)
+    assert thin.any() and np.array_equal(guess[thin], navier_stokes(grey, thin)[thin])
