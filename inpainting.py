@@ -29,8 +29,8 @@ from maskgit.inpainter import PRETRAINED, Inpainter, InpaintingResult
 from maskgit.masks import SCHEDULES, TOKEN_RULES
 from models.perceptual import Perceptual
 from photos.crops import CONTEXT
-from photos.fill import fill_photo
-from photos.photo import pair_photos, read_photo, write_photo
+from photos.fill import TILINGS, fill_photo
+from photos.photo import grown, pair_photos, read_photo, write_photo
 from utils import ROOT, log, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
@@ -87,7 +87,7 @@ ALWAYS |= set(DecodingConfig.model_fields)
 LAB = {"predicted_path", "lpips_weights", "profile", "grids", "animate"}
 MODES = {  # what each way to name the pictures understands beside ALWAYS
     "--list": set(),
-    "--image": {"image", "mask", "hole_color", "box", "context"},
+    "--image": {"image", "mask", "hole_color", "box", "tiling", "coarse", "feather", "grow", "context"},
     "--test-maskedimage-path": {"test_maskedimage_path", "test_mask_path", "gtcsv_path", "num_workers", *LAB},
     "scikit-image's cat": LAB,
 }
@@ -149,8 +149,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(hole, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
     add_flag(hole, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
     add_flag(hole, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
+    add_flag(own, "--grow", type=int, default=0, metavar="N", help="pixels that the hole is grown by (default: 0)")
+    add_flag(own, "--feather", type=int, default=0, metavar="N",
+             help="blend N known pixels around the hole with the model's (default: 0, known pixels stay)")  # fmt: skip
+    add_flag(own, "--tiling", choices=TILINGS, default=TILINGS[0],
+             help="squares around the regions, shrunk to the model's size, or windows at the picture's own scale "
+             f"(default: {TILINGS[0]})")  # fmt: skip
+    add_flag(own, "--coarse", action=argparse.BooleanOptionalAction, default=True,
+             help="fill thick holes at smaller scales first (windows; default: yes)")  # fmt: skip
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
-             help=f"the model sees a square X times as large as the hole (default: {CONTEXT:g})")  # fmt: skip
+             help=f"squares: X times as large as the region (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
     add_flag(how, "--total-iter", type=total_iter, metavar="T",
              help="iterations of the schedule; auto: as many as the hole needs")  # fmt: skip
@@ -215,8 +223,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
         parser.error(f"{told}: would do nothing with {mode}")
     if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not args.context >= 1:
         parser.error("--batch-size, --samples and --context must be at least 1")
-    if min(args.seed, args.margin, args.grids, args.profile) < 0:
-        parser.error("--seed, --margin, --grids and --profile must be at least 0")
+    if min(args.seed, args.margin, args.grids, args.profile, args.feather, args.grow) < 0:
+        parser.error("--seed, --margin, --grids, --profile, --feather and --grow must be at least 0")
     if args.lpips_weights and args.samples == 1:
         parser.error("--lpips-weights measures how several completions differ: give --samples too")
     if args.animate and not args.grids:
@@ -304,16 +312,17 @@ def fill_photos(
     done = True
     for number, (image, mask, targets) in enumerate(tqdm(jobs, "inpainting", unit="picture", disable=len(jobs) < 2)):
         try:
-            photo = read_photo(image, mask, args.hole_color, args.box)
+            photo = grown(read_photo(image, mask, args.hole_color, args.box), args.grow)
             with tqdm(total=1.0, desc="inpainting", disable=len(jobs) > 1, delay=1, bar_format=BAR) as bar:
                 pictures, notes = fill_photo(
                     inpainter, photo, args.seed + number, args.samples, decoding,
-                    context=args.context, batch_size=args.batch_size, margin=args.margin,
+                    tiling=args.tiling, coarse=args.coarse, feather=args.feather, context=args.context,
+                    batch_size=args.batch_size, margin=args.margin,
                     on_step=lambda share, bar=bar: bar.update(share - bar.n),
                 )  # fmt: skip
-            notes = photo.notes + notes
+            notes, changed = photo.notes + notes, grown(photo, args.feather)
             for path, pixels in zip(targets, pictures, strict=True):
-                notes += write_photo(path, photo, pixels)
+                notes += write_photo(path, changed, pixels)
                 tqdm.write(f"{image} -> {path}")
         except (ValueError, OSError) as error:
             done = False

@@ -8,10 +8,11 @@ H and W are made multiples of f, and at least the model's size, by repeating the
 the border counts as missing.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from maskgit.data import GREY, to_pixels
@@ -95,16 +96,10 @@ class Canvas:
         mask_id, predict = self.inpainter.transformer.mask_id, self.inpainter.predict
         return WindowPredictor(self.windows, predict, mask_id, self.batch_size, self.inpainter.device)(tokens)
 
-    def steps(self, seeds: Sequence[int]) -> Generator[tuple[slice, State], None, list[np.ndarray]]:
-        """Yields each completion's row and its State (of the cells) after every iteration; returns the completions,
-        (H, W, 3) uint8, one a seed: known pixels as they are."""
-        filled = []
-        for number, seed in enumerate(seeds):
-            own = self.tokens, self.hidden, self.inpainter.transformer.mask_id, self.decoding, [seed]
-            for state in sample(self.predict, *own, self.inpainter.codebook, self.windows):
-                yield slice(number, number + 1), state
-            filled.append(self.paste(self.decode(state.decodable[0])))
-        return filled
+    def steps(self, seed: int) -> Iterator[State]:
+        """Decodes: the State of the cells after every iteration."""
+        own = self.tokens, self.hidden, self.inpainter.transformer.mask_id, self.decoding, [seed]
+        return sample(self.predict, *own, self.inpainter.codebook, self.windows)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Tokens (n), or code vectors (n, e), of the cells -> their pixels (n, 3, f, f) uint8, windows blended."""
@@ -120,12 +115,21 @@ class Canvas:
             weights.index_add_(0, index.flatten(), again)
         return (sums / weights).round().to(torch.uint8)
 
-    def paste(self, cells: Tensor) -> np.ndarray:
-        """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole."""
-        padded = np.zeros((*(length * self.factor for length in self.windows.shape), 3), np.uint8)
+    def paste(self, cells: Tensor, feather: int = 0) -> np.ndarray:
+        """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole, known ones as they are.
+
+        With `feather`, known pixels at most so far from the hole are mixed with those of the cells, the less the
+        farther.
+        """
+        padded = _padded(self.pixels, self.inpainter.size, self.factor)
         self.windows.scatter(cells, padded)
         height, width = self.hole.shape
-        return np.where(self.hole[..., None], padded[:height, :width], self.pixels)
+        decoded = padded[:height, :width]
+        if not feather:
+            return np.where(self.hole[..., None], decoded, self.pixels)
+        distance = ndimage.distance_transform_edt(~self.hole)[..., None]
+        share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
+        return (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
 
 
 def _padded(array: np.ndarray, size: int, factor: int) -> np.ndarray:

@@ -33,6 +33,7 @@ class Step(NamedTuple):
     level: int  # 0: the picture's own scale, 1: half of it, ...
     canvas: Canvas
     state: State
+    share: float  # of the work that is done, in [0, 1]
 
 
 def fill_picture(
@@ -44,35 +45,39 @@ def fill_picture(
     *,
     coarse: bool = True,
     trust: float = TRUST,
+    feather: int = 0,
     margin: int = 0,
     batch_size: int | None = None,
     level: int = 0,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> Generator[Step, None, np.ndarray]:
     """The picture with its hole filled, (H, W, 3) uint8, known pixels as they are; yields every iteration's Step.
 
     seed >= 0; decoding, margin, batch_size as of `Inpainter.complete`; `coarse` False fills at the picture's own scale
-    alone. What it takes in time and memory grows with the hole and what is around it, not with the picture.
+    alone; `feather` known pixels around the hole are blended with the decoder's. What it takes in time and memory grows
+    with the hole and what is around it, not with the picture. `level` and `span`, its part of the work, are its own: it
+    calls itself for coarser scales.
     """
     options = {"trust": trust, "margin": margin, "batch_size": batch_size}
     rows, columns = _around(hole, inpainter.size)
     part, missing, guess = pixels[rows, columns], hole[rows, columns], None
     if coarse and (boxes := thick_parts(missing, inpainter.size)):
         guess, left = part.copy(), missing.copy()
-        for box, thick in boxes:
-            smaller = halved(part[box], missing[box])
-            rough = yield from fill_picture(inpainter, *smaller, seed, decoding, level=level + 1, **options)
+        ends = np.linspace(span[0], sum(span) / 2, len(boxes) + 1).tolist()  # coarser scales: half of the work
+        span = ends[-1], span[1]
+        for (box, thick), *own in zip(boxes, ends, ends[1:], strict=False):
+            smaller, further = halved(part[box], missing[box]), {"level": level + 1, "span": tuple(own)}
+            rough = yield from fill_picture(inpainter, *smaller, seed, decoding, **further, **options)
             guess[box][thick] = doubled(rough, thick.shape)[thick]
             left[box] &= ~thick
         guess = _painted(inpainter, guess, left, decoding)
     canvas = Canvas(inpainter, part, missing, decoding, guess=guess, **options)
-    steps = canvas.steps([seed])
-    while True:
-        try:
-            yield Step(level, canvas, next(steps)[1])
-        except StopIteration as end:
-            filled = pixels.copy()
-            filled[rows, columns] = end.value[0]
-            return filled
+    for state in canvas.steps(seed):
+        done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
+        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]))
+    filled = pixels.copy()
+    filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather)
+    return filled
 
 
 def _around(hole: np.ndarray, reach: int) -> Box:

@@ -25,13 +25,16 @@ from torch import Tensor
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter
+from maskgit.inpainter import Inpainter, sample_seed
 from maskgit.iterations import iterations
+from maskgit.masks import known_name
+from maskgit.pyramid import fill_picture
 from maskgit.visualize import confidence_map, frames, sheet_of
 from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
 from photos.photo import Photo
 from utils import mix
 
+TILINGS = ("squares", "windows")
 SHOWN = 9  # regions in the pictures of the steps, at most
 
 
@@ -42,6 +45,9 @@ def fill_photo(
     samples: int = 1,
     decoding: DecodingConfig | None = None,
     *,
+    tiling: str = TILINGS[0],
+    coarse: bool = True,
+    feather: int = 0,
     margin: int = 0,
     context: float = CONTEXT,
     batch_size: int | None = None,
@@ -49,13 +55,33 @@ def fill_photo(
 ) -> tuple[list[np.ndarray], list[str]]:
     """`samples` completions, pixels (H, W, 3) uint8 each, and notes on how much was shrunk.
 
-    Arguments as of `Filling`; `on_step` is called after each iteration with the share of the work done, in [0, 1].
+    tiling: `windows` over the picture at its own scale, with `coarse` and `feather` as of `pyramid.fill_picture`, or
+        `squares` around the hole's regions, shrunk to the model's size
+    on_step: called after each iteration with the share of the work done, in [0, 1]
+
+    The other arguments as of `Filling`. Raises ValueError for an unknown tiling, or one that does not fit the model.
     """
+    if known_name("tiling", tiling, TILINGS) == "windows":
+        options = {"coarse": coarse, "feather": feather, "margin": margin, "batch_size": batch_size}
+        return _through_windows(inpainter, photo, seed, samples, decoding, on_step or (lambda share: None), options), []
     filling = Filling(inpainter, photo, seed, samples, decoding, margin=margin, context=context, batch_size=batch_size)
     for rows, state in filling.steps():
         if on_step:
             on_step(filling.share(rows, state))
     return filling.completions(), shrinking(photo.name, filling.crops, inpainter.size)
+
+
+def _through_windows(inpainter, photo: Photo, seed: int, samples: int, decoding, on_step, options) -> list[np.ndarray]:
+    completions = []
+    for number in range(samples):
+        steps = fill_picture(inpainter, photo.pixels, photo.hole, sample_seed(seed, number), decoding, **options)
+        while True:
+            try:
+                on_step((number + next(steps).share) / samples)
+            except StopIteration as end:
+                completions.append(end.value)
+                break
+    return completions
 
 
 class Filling:

@@ -10,7 +10,7 @@
 Known pixels are never changed. What the user should know comes back as notes, lines of text; nothing is printed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,16 @@ def read_photo(image, mask=None, hole_color=None, box=None) -> Photo:
         raise ValueError(f"{where}: the hole is the whole picture, expected some known pixels")
     notes += _doubts(where, pixels, hole, mask is not None, file.lossy)
     return Photo(pixels, hole, file, name, notes)
+
+
+def grown(photo: Photo, pixels: int) -> Photo:
+    """The photo with its hole grown by so many pixels, in all directions. Raises ValueError where nothing is left."""
+    if not pixels:
+        return photo
+    hole = ndimage.distance_transform_edt(~photo.hole) <= pixels
+    if hole.all():
+        raise ValueError(f"{photo.name}: grown by {pixels} pixels the hole is the whole picture")
+    return replace(photo, hole=hole)
 
 
 def _text(numbers) -> str:

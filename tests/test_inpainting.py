@@ -494,10 +494,10 @@ def failure(run, capsys):
         (["--token-rule", "most"], "'any', 'majority'"),
         (["--batch-size", 0], "--batch-size, --samples and --context must be at least 1"),
         (["--samples", 0], "--batch-size, --samples and --context must be at least 1"),
-        (["--seed", -1], "--seed, --margin, --grids and --profile must be at least 0"),
-        (["--margin", -1], "--seed, --margin, --grids and --profile must be at least 0"),
-        (["--profile", -1], "--seed, --margin, --grids and --profile must be at least 0"),
-        (["--grids", -1], "--seed, --margin, --grids and --profile must be at least 0"),
+        (["--seed", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
+        (["--margin", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
+        (["--profile", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
+        (["--grids", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
         (
             ["--lpips-weights", "alex.pth"],
             "--lpips-weights measures how several completions differ: give --samples",
@@ -603,7 +603,7 @@ def test_help_shows_the_labs_flags(capsys):
 def flags_of() -> dict[str, list[str]]:
     """Each flag of the parser, by its name in the parsed arguments, as it may be typed."""
     values = {"precision": "float32", "mask_func": "linear", "sampler": "halton", "token_rule": "any", "codes": "mixed",
-              "box": "1,1,3,3", "hole_color": "0,255,0"}  # fmt: skip
+              "tiling": "windows", "box": "1,1,3,3", "hole_color": "0,255,0"}  # fmt: skip
     found = {}
     for action in inpainting.build_parser()._actions:
         flag = action.option_strings[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tiny_networks import CONV, DECODING, GRID, SIZE, noise, transformer, vqgan
 
 from maskgit.canvas import Canvas
@@ -13,6 +14,11 @@ from maskgit.masks import make_holes
 from maskgit.pyramid import doubled, fill_picture, halved, thick_parts
 
 PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint8)
+
+
+def filled_by(canvas: Canvas, seed: int = 0, feather: int = 0) -> np.ndarray:
+    *_, state = canvas.steps(seed)
+    return canvas.paste(canvas.decode(state.decodable[0]), feather)
 
 
 def finished(steps):
@@ -47,8 +53,7 @@ def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter,
     images, hole, decoding = noise(1, seed=4), make_holes("walk", 1, SIZE), inpainter.decoding.changed(codes=codes)
     expected = inpainter.complete(images, hole, [7], decoding=decoding, margin=margin)
     canvas = Canvas(inpainter, to_pixels(images[0]), hole[0, 0].numpy(), decoding, margin=margin)
-    (filled,) = finished(canvas.steps([7]))
-    assert np.array_equal(filled, to_pixels(expected.images[0]))
+    assert np.array_equal(filled_by(canvas, 7), to_pixels(expected.images[0]))
 
 
 @pytest.mark.parametrize(
@@ -60,11 +65,10 @@ def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter,
     ids=str,
 )  # fmt: skip
 def test_known_pixels_stay_and_all_of_the_hole_is_decoded(inpainter, hole):
-    canvas = Canvas(inpainter, PICTURE, hole)
-    (filled,) = finished(canvas.steps([0]))
+    filled = filled_by(Canvas(inpainter, PICTURE, hole))
     assert np.array_equal(filled[~hole], PICTURE[~hole]) and filled.shape == PICTURE.shape
     other = np.where(hole[..., None], 255 - PICTURE, PICTURE)
-    assert np.array_equal(finished(Canvas(inpainter, other, hole).steps([0]))[0], filled)  # what is missing is not read
+    assert np.array_equal(filled_by(Canvas(inpainter, other, hole))[hole], filled[hole])  # what is missing is not read
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (15, 16), (17, 3), (3, 70)])
@@ -72,7 +76,7 @@ def test_pictures_smaller_than_the_model_are_filled_too(inpainter, shape):
     hole = np.zeros(shape, dtype=bool)
     hole[0, 0] = True
     pixels = PICTURE[:1, :1].repeat(shape[0], 0).repeat(shape[1], 1)
-    (filled,) = finished(Canvas(inpainter, pixels, hole).steps([0]))
+    filled = filled_by(Canvas(inpainter, pixels, hole))
     assert filled.shape == (*shape, 3) and np.array_equal(filled[~hole], pixels[~hole])
 
 
@@ -83,22 +87,35 @@ def test_windows_far_from_the_hole_are_never_computed(inpainter, monkeypatch):
     large = np.tile(PICTURE, (6, 6, 1))
     hole = hole_at((100, 100, 104, 104), shape=large.shape[:2])
     canvas = Canvas(inpainter, large, hole, DECODING.changed(total_iter=1))
-    finished(canvas.steps([0]))
+    filled_by(canvas)
     assert sum(seen) <= 9 and len(canvas.windows.cells) <= (2 * GRID + 1) ** 2 * 4
 
 
-def test_batches_and_other_completions_change_no_completion(inpainter):
+def test_batches_change_no_completion_and_seeds_do(inpainter):
     hole = hole_at((10, 10, 30, 40))
-    filled = finished(Canvas(inpainter, PICTURE, hole).steps([3, 5]))
+    filled = filled_by(Canvas(inpainter, PICTURE, hole), 5)
     for batch_size in (1, 5):
-        (alone,) = finished(Canvas(inpainter, PICTURE, hole, batch_size=batch_size).steps([5]))
-        assert np.abs(alone.astype(int) - filled[1]).max() <= 1
-    assert not np.array_equal(*filled)
+        alone = filled_by(Canvas(inpainter, PICTURE, hole, batch_size=batch_size), 5)
+        assert np.abs(alone.astype(int) - filled).max() <= 1
+    assert not np.array_equal(filled_by(Canvas(inpainter, PICTURE, hole), 6), filled)
+
+
+def test_feathering_blends_known_pixels_near_the_hole_alone(inpainter):
+    hole = hole_at((10, 10, 30, 40))
+    canvas = Canvas(inpainter, PICTURE, hole)
+    plain, soft = filled_by(canvas), filled_by(canvas, feather=3)
+    assert np.array_equal(soft[hole], plain[hole])
+    changed = (soft != PICTURE).any(axis=2) & ~hole
+    distance = ndimage.distance_transform_edt(~hole)
+    assert changed[distance == 1].mean() > 0.9 and not changed[distance > 3].any()
+    difference = np.abs(soft.astype(int) - PICTURE).mean(axis=2)
+    means = [difference[distance == length].mean() for length in (1, 2, 3)]
+    assert means == sorted(means, reverse=True) and means[0] > 2 * means[2]
 
 
 def test_states_are_of_the_cells_and_hide_ever_fewer(inpainter):
     canvas = Canvas(inpainter, PICTURE, hole_at((8, 8, 32, 40)))
-    counts = [int(state.hidden.sum()) for _, state in canvas.steps([0])]
+    counts = [int(state.hidden.sum()) for state in canvas.steps(0)]
     assert len(counts) == 4 and counts == sorted(counts, reverse=True) and counts[-1] == 0
     assert int(canvas.hidden.sum()) == 6 * 8 and canvas.tokens.shape == (1, len(canvas.windows.cells))
 
@@ -115,9 +132,9 @@ def test_without_a_guess_the_hole_is_painted_as_the_inpainter_paints(inpainter):
 def test_all_trust_takes_the_codes_of_the_guess(inpainter):
     hole, guess = hole_at((8, 8, 32, 40)), 255 - PICTURE
     canvas = Canvas(inpainter, PICTURE, hole, guess=guess, trust=1e4)
-    *_, (_, state) = canvas.steps([0])
+    *_, state = canvas.steps(0)
     assert torch.equal(state.tokens, canvas.tokens)  # those of the painted picture
-    *_, (_, free) = Canvas(inpainter, PICTURE, hole, guess=guess).steps([0])
+    *_, free = Canvas(inpainter, PICTURE, hole, guess=guess).steps(0)
     assert not torch.equal(free.tokens, canvas.tokens)
 
 
@@ -153,13 +170,8 @@ def test_thick_parts_are_those_that_a_window_does_not_bridge():
 def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
     pixels = np.tile(PICTURE, (4, 4, 1))
     hole = hole_at((60, 60, 110, 120), (3, 3, 6, 6), shape=pixels.shape[:2])
-    steps, levels = fill_picture(inpainter, pixels, hole), []
-    while True:
-        try:
-            levels.append(next(steps).level)
-        except StopIteration as end:
-            filled = end.value
-            break
+    levels = [step.level for step in fill_picture(inpainter, pixels, hole)]
+    filled = finished(fill_picture(inpainter, pixels, hole))
     assert sorted(set(levels), reverse=True) == list(dict.fromkeys(levels)) == [4, 3, 2, 1, 0]
     assert np.array_equal(filled[~hole], pixels[~hole])
     flat = [step.level for step in fill_picture(inpainter, pixels, hole, coarse=False)]

@@ -11,6 +11,7 @@ from maskgit.data import GREY, to_uint8
 from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter, InpaintingResult, sample_seed
 from maskgit.masks import composite
+from maskgit.pyramid import fill_picture
 from photos import fill
 from photos.crops import crop_regions
 from photos.fill import Filling, StepPictures, fill_photo, region_seed
@@ -46,6 +47,16 @@ class Stub:
         raw = to_uint8((images.float() + self.bias) / 255).masked_fill(hole, self.colour)
         nothing = torch.zeros(len(images), 1)
         return InpaintingResult(composite(raw, images, hole), raw, nothing, nothing, nothing)
+
+
+def completed(inpainter: Inpainter, photo, seed: int) -> np.ndarray:
+    """What `fill_picture` returns."""
+    steps = fill_picture(inpainter, photo.pixels, photo.hole, seed, batch_size=16)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def states(filling: Filling) -> list:
@@ -142,6 +153,21 @@ def test_the_first_guess_is_made_once_a_region(inpainter, monkeypatch):
         shown.add(rows, state)
     filling.completions(), shown.maps()
     assert painted == [2]
+
+
+def test_windows_fill_at_the_pictures_own_scale_from_coarse_to_fine(inpainter):
+    photo, told = read_photo(CAT, mask=MASK), []
+    options = {"tiling": "windows", "batch_size": 16}
+    completions, notes = fill_photo(inpainter, photo, seed=5, samples=2, on_step=told.append, **options)
+    for number, pixels in enumerate(completions):
+        assert np.array_equal(pixels[~HOLE], photo.pixels[~HOLE])
+        assert np.array_equal(pixels, completed(inpainter, photo, sample_seed(5, number)))
+    assert notes == [] and told == sorted(told) and told[-1] == 1 and 0 < told[0] < 0.2
+    (flat,), _ = fill_photo(inpainter, photo, seed=5, coarse=False, **options)
+    (soft,), _ = fill_photo(inpainter, photo, seed=5, feather=2, **options)
+    assert not np.array_equal(flat, completions[0]) and not np.array_equal(soft[~HOLE], photo.pixels[~HOLE])
+    with pytest.raises(ValueError, match="unknown tiling 'hexagons', expected one of: squares, windows"):
+        fill_photo(inpainter, photo, tiling="hexagons")
 
 
 def test_a_shrunk_region_meets_known_colours_at_its_rim():

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage.data import chelsea
 
 import inpainting
-from photos.photo import pair_photos, read_photo, write_photo
+from photos.photo import grown, pair_photos, read_photo, write_photo
 
 CAT = Image.fromarray(chelsea())  # 451x300
 HOLE = np.zeros((300, 451), dtype=bool)
@@ -202,6 +203,14 @@ def test_one_picture_and_its_samples(run, tmp_path, capsys):
     assert not np.array_equal(pixels_of("o.png"), pixels_of("filled.png"))
     run("--image", "photo.jpg", "--box", "10,12,24,18", "--out", "o.jpg", "--context", 1.1)
     assert "JPEG changes known pixels" in capsys.readouterr().out
+    box = "--image", "photo.jpg", "--box", "10,12,24,18", "--tiling", "windows"
+    for flags in (("w.png",), ("c.png", "--no-coarse"), ("f.png", "--feather", 3), ("g.png", "--grow", 2)):
+        run(*box, "--out", *flags)
+    pixels, kept = pixels_of("w.png"), np.ones((40, 60), dtype=bool)
+    kept[12:30, 10:34] = False
+    changed = {name: (pixels_of(name) != pixels).any(axis=2) & kept for name in ("c.png", "f.png", "g.png")}
+    assert [bool(where.any()) for where in changed.values()] == [False, True, True]
+    assert not np.array_equal(pixels_of("c.png"), pixels)
 
 
 def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
@@ -254,6 +263,16 @@ def test_flags_that_do_not_fit_are_named(failure, tmp_path, flags, message):
 def test_a_single_bad_picture_is_status_1(failure):
     code, said = failure("--image", "nowhere.png", "--box", "1,1,1,1")
     assert code == 1 and said.startswith("inpainting.py: error: nowhere.png: cannot be read as an image")
+
+
+def test_a_grown_hole_is_the_hole_and_what_is_so_near():
+    photo = read_photo(CAT, mask=MASK)
+    wider = grown(photo, 2)
+    distance = ndimage.distance_transform_edt(~photo.hole)
+    assert np.array_equal(wider.hole, distance <= 2) and wider.hole.sum() > photo.hole.sum()
+    assert grown(photo, 0) is photo
+    with pytest.raises(ValueError, match="grown by 1000 pixels the hole is the whole picture"):
+        grown(photo, 1000)
 
 
 def test_pairs_and_names(tmp_path):
