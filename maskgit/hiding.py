@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from maskgit.masks import FAMILIES, TokenRule, known_name, make_holes, schedule, to_hidden
+from maskgit.photo_holes import PHOTO_FAMILIES, window_holes
 
 EVERYTHING = "all"
-HOLES = (*FAMILIES, EVERYTHING)  # what a HoleMixture draws from
+HOLES = (*FAMILIES, *PHOTO_FAMILIES, EVERYTHING)  # what a HoleMixture draws from
 
 
 class HoleMixture:
     """Holes for training: a family drawn for each sample, then one of its `bank` holes, made once from `seed`.
 
-    weights: family -> weight, 0 or more, in any scale; the family `all` misses every pixel.
-    Raises ValueError naming the value for an unknown family or bad weights.
+    weights: family -> weight, 0 or more, in any scale; of those of photographs what a window sees; the family `all`
+    misses every pixel. Raises ValueError naming the value for an unknown family or bad weights.
     """
 
     def __init__(self, weights: Mapping[str, float], image_size: int, bank: int = 1024, seed: int = 0):
@@ -28,7 +29,7 @@ class HoleMixture:
         self._bank = [
             torch.ones(1, 1, image_size, image_size, dtype=torch.bool)
             if family == EVERYTHING
-            else make_holes(family, bank, image_size, seed)
+            else (window_holes if family in PHOTO_FAMILIES else make_holes)(family, bank, image_size, seed)
             for family in weights
         ]
 

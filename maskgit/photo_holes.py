@@ -1,15 +1,18 @@
 """Holes as photographs have them: scratches, writing, spots, things to remove; in pictures of any size.
 
-hole (H, W) bool, True = missing; sizes in pixels, whatever the picture's own.
+hole (H, W) bool, True = missing; how thick they are does not depend on the picture's size.
 """
 
 import math
 import string
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from maskgit.masks import known_name
 
@@ -93,20 +96,25 @@ def photo_hole(family: str, shape: tuple[int, int], seed: int, index: int = 0) -
     """
     draw = PHOTO_FAMILIES[known_name("hole family", family, PHOTO_FAMILIES)]
     rng = np.random.default_rng([seed, index, *shape, zlib.crc32(family.encode())])
-    return _some(lambda: draw(shape, rng))
+    return _some(partial(draw, shape, rng))
 
 
-def window_hole(family: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """What a window of `size` pixels sees of a hole in a picture AROUND times as wide: (size, size) bool, some of it
-    missing and some known."""
+def window_holes(family: str, count: int, size: int, seed: int = 0) -> Tensor:
+    """What windows of `size` pixels see of holes in pictures AROUND times as wide: (count, 1, size, size) bool, in each
+    something missing and something known.
+
+    Hole i depends on (family, size, seed, i) only. Raises ValueError for an unknown family, listing the known ones.
+    """
     draw = PHOTO_FAMILIES[known_name("hole family", family, PHOTO_FAMILIES)]
+    number = zlib.crc32(family.encode())
+    wide = (AROUND * size, AROUND * size)
 
-    def cut() -> np.ndarray:
-        hole = draw((AROUND * size, AROUND * size), rng)
+    def cut(rng: np.random.Generator) -> np.ndarray:
         top, left = rng.integers((AROUND - 1) * size, size=2, endpoint=True)
-        return hole[top : top + size, left : left + size]
+        return draw(wide, rng)[top : top + size, left : left + size]
 
-    return _some(cut)
+    rngs = (np.random.default_rng([seed, index, number]) for index in range(count))
+    return torch.from_numpy(np.stack([_some(partial(cut, rng)) for rng in rngs])[:, None])
 
 
 def _some(draw: Callable[[], np.ndarray]) -> np.ndarray:

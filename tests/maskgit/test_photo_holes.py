@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from maskgit.photo_holes import PHOTO_FAMILIES, photo_hole, window_hole
+from maskgit.photo_holes import PHOTO_FAMILIES, photo_hole, window_holes
 
 
 @pytest.mark.parametrize("family", PHOTO_FAMILIES)
@@ -35,12 +36,16 @@ def test_larger_pictures_have_more_of_them():
 
 @pytest.mark.parametrize("family", PHOTO_FAMILIES)
 def test_a_window_sees_a_part_of_a_hole(family):
-    holes = [window_hole(family, 64, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(hole.shape == (64, 64) and hole.any() and not hole.all() for hole in holes)
-    assert len({hole.tobytes() for hole in holes}) == 20
-    assert 0.02 < np.mean(holes) < 0.5
+    holes = window_holes(family, 20, 64, seed=1)
+    assert holes.shape == (20, 1, 64, 64) and holes.dtype == torch.bool
+    assert holes.flatten(1).any(dim=1).all() and not holes.flatten(1).all(dim=1).any()
+    assert len(holes.flatten(1).unique(dim=0)) == 20 and 0.02 < holes.float().mean() < 0.5
+    assert torch.equal(window_holes(family, 3, 64, seed=1), holes[:3])
+    assert not torch.equal(window_holes(family, 3, 64, seed=2), holes[:3])
 
 
 def test_an_unknown_family_is_named():
     with pytest.raises(ValueError, match="unknown hole family 'dust', expected one of: scratches, text, spots"):
         photo_hole("dust", (64, 64), 0)
+    with pytest.raises(ValueError, match="unknown hole family 'walk'"):
+        window_holes("walk", 1, 64)
