@@ -10,214 +10,23 @@ Figures: FD-VGG16 (not the FID), KID, LPIPS (AlexNet), and PSNR, SSIM, L1 in the
 """
 
 import argparse
-import hashlib
 import importlib.metadata
-import json
 import shlex
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import pydantic
 import torch
-from pydantic import Field
-from torch import Tensor
 from tqdm import tqdm
 
 from config import add_flag, load_config, parse_overrides
-from evaluation.evaluator import Evaluator, digest
-from evaluation.figures import VERSION
-from evaluation.methods import Method, arithmetic, complete, leak, needs_seed, settings_of
-from evaluation.metrics import code_usage
-from evaluation.report import WHOLE, Line, add_line, chosen, latest, read_lines, write_report
-from maskgit.data import list_images, write_image
-from maskgit.dataset import read_holes
-from maskgit.folders import chelsea, read_truth
-from maskgit.masks import FAMILIES, make_holes
+from evaluation.methods import arithmetic, complete
+from evaluation.photo_sweeps import PhotoSweep
+from evaluation.report import add_line, chosen, latest, read_lines, write_report
+from evaluation.sweeps import Sweep, SweepConfig
+from maskgit.data import write_image
+from maskgit.folders import chelsea
 from maskgit.visualize import Strip, contact_sheet
-from models.settings import Settings
-from utils import ROOT, log, machine, pick_device, start_logging
-
-Seed = Annotated[int, Field(ge=0)]
-SAME = ("psnr", "l1", "sharpness")  # of the hole, where composited and raw pictures are the same
-
-
-class SweepDataConfig(Settings):
-    truth: str = Field(description="true images: a folder, an .npz or a .csv")
-    n: int = Field(0, ge=0, description="the first n of them; 0: all")
-    masks: dict[str, str] = Field({}, description="families of holes by name: folders of masks, one an image")
-    generated: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="families of maskgit/masks.py")
-    hole_seed: int = Field(1, ge=0, description="of the generated families")
-
-    @pydantic.field_validator("generated")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]):
-        if unknown := set(names) - set(FAMILIES):
-            raise ValueError(f"unknown family {', '.join(unknown)}, expected some of {', '.join(FAMILIES)}")
-        return names
-
-    @pydantic.model_validator(mode="after")
-    def _one_name_each(self):
-        if not (self.masks or self.generated):
-            raise ValueError("no holes: expected masks or generated families")
-        if twice := {WHOLE, *self.generated} & set(self.masks):
-            raise ValueError(f"masks {', '.join(twice)}: taken, expected another name")
-        return self
-
-
-class EvaluatorConfig(Settings):
-    feature_weights: str | None = Field(
-        None, description="file of VGG16 features, for FD-VGG16 and KID; null: torchvision downloads them"
-    )
-    lpips_weights: str | None = Field(None, description="file of AlexNet features; null: torchvision downloads them")
-
-
-class SweepConfig(Settings):
-    """What to compare, on what."""
-
-    data: SweepDataConfig
-    evaluator: EvaluatorConfig = EvaluatorConfig()
-    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0, 1, 2, 3, 4)
-    rows: Annotated[tuple[Method, ...], Field(strict=False, min_length=1)] = Field(description="the methods to compare")
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _judge_is_the_evaluator(cls, values):
-        """`judge` is what configs called it before."""
-        if isinstance(values, dict) and "judge" in values:
-            values = dict(values)
-            values["evaluator"] = values.pop("judge") | values.get("evaluator", {})
-        return values
-
-    @pydantic.field_validator("rows")
-    @classmethod
-    def _one_name_each(cls, methods: tuple[Method, ...]):
-        names = [method.name for method in methods]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two methods are called {', '.join(twice)}")
-        return methods
-
-    def only(self, names: list[str] | None) -> "SweepConfig":
-        """With the methods `names` alone. Raises ValueError listing the known ones."""
-        known = [method.name for method in self.rows]
-        if unknown := set(names or ()) - set(known):
-            raise ValueError(f"--rows {', '.join(unknown)}: expected some of {', '.join(map(repr, known))}")
-        methods = tuple(method for method in self.rows if not names or method.name in names)
-        return self.model_copy(update={"rows": methods})
-
-    def measurable(self) -> "SweepConfig":
-        """Without the methods whose weights are missing; the log says which, and how to make them.
-
-        Raises ValueError where none is left.
-        """
-        for method in self.rows:
-            if method.missing:
-                how = f"; {method.made_by} makes it" if method.made_by else ""
-                log.info(f"skipped: {method.name}: no {method.missing[0]}{how}")
-        methods = tuple(method for method in self.rows if not method.missing)
-        if not methods:
-            raise ValueError("no method is left to measure")
-        return self.model_copy(update={"rows": methods})
-
-
-# --- what is compared -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One line to be: a method on a family of holes with a decoding seed, or None where the result needs none."""
-
-    method: Method
-    family: str
-    hole: Tensor  # (N, 1, H, W) bool
-    seed: int | None
-    settings: dict  # what the result depends on, beside images, hole and seed
-    key: str
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Its line in rows.csv."""
-        return self.method.name, self.key
-
-
-class Sweep:
-    """The images, the holes, the evaluator and the networks of all methods.
-
-    Raises ValueError, FileNotFoundError or RuntimeError (weights that cannot be downloaded) at once.
-    """
-
-    def __init__(self, config: SweepConfig, device: str, workers: int, precision: str = "auto"):
-        self.config, self.workers = config, workers
-        data = config.data
-        self.truth = read_truth(data.truth)
-        holes = {name: self._read(folder) for name, folder in data.masks.items()}
-        size, n = self.truth.shape[-1], data.n or len(self.truth)
-        if not 2 <= n <= len(self.truth):
-            raise ValueError(f"data.n {n}: expected 2 to {len(self.truth)}, the images in {data.truth}")
-        holes |= {name: make_holes(name, len(self.truth), size, data.hole_seed) for name in data.generated}
-        self.truth, self.holes = self.truth[:n], {name: hole[:n] for name, hole in holes.items()}
-        self.holes[WHOLE] = torch.ones_like(self.truth[:, :1], dtype=torch.bool)
-        needed = {method.files: method for method in config.rows}  # methods of the same files share their networks
-        opened = {files: method.open(device, precision) for files, method in needed.items()}
-        self.networks = {method.name: opened[method.files] for method in config.rows}
-        for method in config.rows:
-            if (codec := self.networks[method.name]) and self.truth.shape[2:] != (codec.size, codec.size):
-                found = "x".join(map(str, self.truth.shape[2:]))
-                raise ValueError(
-                    f"{data.truth}: {found} pixels, but method {method.name} takes {codec.size}x{codec.size}"
-                )
-        self.device, self.precision = pick_device(device), precision
-        weights = config.evaluator
-        self.evaluator = Evaluator(self.truth, weights.feature_weights, weights.lpips_weights, self.device)
-
-    def _read(self, folder: str) -> Tensor:
-        hole = read_holes(list_images(folder))
-        if hole.shape != (len(self.truth), 1, *self.truth.shape[2:]):
-            raise ValueError(f"{folder}: masks {tuple(hole.shape)} for images {tuple(self.truth.shape)}")
-        if not (some := hole.flatten(1).any(dim=1)).all():
-            raise ValueError(f"{folder}: mask {int((~some).nonzero()[0])} has no hole, every image needs one")
-        return hole
-
-    def entries(self) -> list[Entry]:
-        """Family by family, all that is to be compared."""
-        settings = {method.name: settings_of(method, self.networks[method.name]) for method in self.config.rows}
-        entries = []
-        for family, hole in self.holes.items():
-            place = self.evaluator.identity | {"hole": digest(hole), "figures": VERSION}
-            if self.device.type != "cpu":  # where the evaluator's networks run; keys of lines from a CPU never named it
-                place["evaluated on"] = self.device.type
-            for method in self.config.rows:
-                if family == WHOLE and method.kind != "vq_reconstruction":
-                    continue
-                own = settings[method.name]
-                for seed in self.config.seeds if needs_seed(method, self.networks[method.name]) else (None,):
-                    entries.append(Entry(method, family, hole, seed, own, key_of(own, place, seed)))
-        return entries
-
-    def measure(self, entry: Entry) -> Line:
-        """Fills the holes and evaluates the result."""
-        method, hole, networks = entry.method, entry.hole, self.networks[entry.method.name]
-        start = time.perf_counter()
-        filled = complete(method, networks, self.truth, hole, entry.seed, self.workers)
-        figures = {"seconds": (time.perf_counter() - start) / len(hole)}
-        found = self.evaluator(filled.images, hole)
-        figures |= found.means() | found.by_hole_size(hole)
-        if entry.family == WHOLE:
-            figures["code_usage"] = code_usage(filled.tokens, networks.vqgan.config.codebook.codes)
-        elif filled.raw is not None:
-            means = self.evaluator(filled.raw, hole).means()
-            figures |= {f"raw_{name}": value for name, value in means.items() if name not in SAME}
-            if method.kind == "vq_reconstruction":
-                figures |= leak(networks, filled.tokens, self.truth, hole)
-        return Line(method.name, entry.family, entry.seed, len(hole), entry.key, figures, entry.settings)
-
-
-def key_of(settings: dict, place: dict[str, str], seed: int | None) -> str:
-    """A hash of all that the figures of a line depend on: method, images, holes, features, seed."""
-    return hashlib.sha256(json.dumps([settings, place, seed], sort_keys=True).encode()).hexdigest()[:16]
-
+from utils import ROOT, log, machine, start_logging
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -254,7 +63,10 @@ def run(sweep: Sweep, out: Path, command: str, methods: list[str]) -> None:
 
 
 def strips(sweep: Sweep) -> list[Strip]:
-    """What each method makes of a crop of scikit-image's cat, a strip for each family of maskgit/masks.py."""
+    """What each method makes of a crop of scikit-image's cat, a strip for each family of maskgit/masks.py; none for
+    photographs."""
+    if isinstance(sweep, PhotoSweep):
+        return []
     cat, lines, methods = chelsea(sweep.truth.shape[-1]), [], sweep.config.rows
     for family in dict.fromkeys(group for group in cat.groups if group in sweep.holes):
         first = slice(cat.groups.index(family), cat.groups.index(family) + 1)
@@ -322,7 +134,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"{out / 'rows.csv'}: nothing there to report{asked}")
             write_report(out, lines, {"command": f"`{command}`", "images": f"n = {lines[0].n}"})
         else:
-            sweep = Sweep(config.measurable(), args.device, args.num_workers, args.precision)
+            kind = PhotoSweep if config.data.whole else Sweep
+            sweep = kind(config.measurable(), args.device, args.num_workers, args.precision)
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     if not args.report:

@@ -14,6 +14,7 @@ FIGURES = {
     "kid": Figure("KID", 3),
     "kid_sd": Figure("KID's sd", 3, 0),
     "lpips": Figure("LPIPS", 4),
+    "lpips_near": Figure("LPIPS in and near the hole", 4),
     "psnr": Figure("PSNR dB", 2, 1),
     "ssim": Figure("SSIM", 3, 1),
     "l1": Figure("L1", 4),

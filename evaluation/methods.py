@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pydantic
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from maskgit.masks import composite
 from models.checkpoint import file_hash
 from models.settings import Settings
 from models.vqgan import VQGAN
+from photos.fill import fill_photo
+from photos.photo import read_photo
 from utils import ROOT, images_at_once, mix, uses_bfloat16
 
 NETWORKS = ("vqgan", "transformer")
@@ -46,6 +50,10 @@ class Method(Settings):
     decoding: dict[str, object] = Field(
         {}, description="changes of the checkpoint's decoding; of one_pass token_rule and pre_fill, as in its training"
     )
+    tiling: Literal["squares", "windows"] = Field(
+        "windows", description="of whole photographs: windows at their own scale, or squares shrunk to the model's size"
+    )
+    coarse: bool = Field(True, description="of windows: thick holes at smaller scales first")
     margin: int = Field(0, ge=0, description="rings of tokens hidden around the hole")
     mean_of: int = Field(1, ge=1, description="the mean of so many completions")
     made_by: str = Field("", description="the command that makes its weights, told where they are missing")
@@ -113,7 +121,7 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
         settings["weights"] = {name: file_hash(file)[:16] for name, file in zip(NETWORKS, method.files, strict=False)}
         settings |= arithmetic(networks.device, networks.precision)
     if method.kind == "inpainting":
-        settings |= method.model_dump(exclude={"name", "kind", "checkpoint", "vqgan", "made_by"})
+        settings |= method.model_dump(include={"margin", "mean_of"})
         settings["decoding"] = decoding_of(method, networks).model_dump()
         if needs_seed(method, networks):
             settings["draws"] = DRAWS
@@ -161,6 +169,24 @@ def complete(
     )
     raw = result.raw.unflatten(0, (-1, method.mean_of)).float().mean(dim=1).round().to(torch.uint8)
     return Completion(composite(raw, truth, hole), raw)
+
+
+def complete_photo(
+    method: Method, networks: Inpainter | None, pixels: np.ndarray, hole: np.ndarray, seed: int
+) -> np.ndarray:
+    """The method's way with a photograph (H, W, 3) uint8 of any size, whose hole (H, W) bool it does not see.
+
+    Raises ValueError for a kind that fills images of the model's size alone.
+    """
+    masked = np.where(hole[..., None], np.uint8(GREY), pixels)
+    if method.kind in classical.METHODS:
+        return np.where(hole[..., None], classical.METHODS[method.kind](masked, hole), pixels)
+    if method.kind != "inpainting":
+        raise ValueError(f"method {method.name}: kind {method.kind} fills no photographs of any size")
+    photo = read_photo(Image.fromarray(masked), mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    options = {"tiling": method.tiling, "coarse": method.coarse, "margin": method.margin}
+    (filled,), _ = fill_photo(networks, photo, seed, 1, decoding_of(method, networks), **options)
+    return filled
 
 
 def leak(codec: Codec, tokens: Tensor, truth: Tensor, hole: Tensor) -> dict[str, float]:

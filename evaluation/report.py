@@ -15,6 +15,7 @@ from typing import NamedTuple
 from evaluation.evaluator import BINNED
 from evaluation.figures import FIGURES, RAW, Figure
 from evaluation.methods import FORMER_KINDS
+from maskgit.decoding_config import AUTO
 from models.checkpoint import locked, replace_file
 from utils import log
 
@@ -184,7 +185,9 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
     filled = [line for family in families.values() for line in family]
     about = about | {"decoding seeds": decoding_seeds(lines)}
     parts = [f"# {out.name}", "\n".join(f"- {key}: {value}" for key, value in about.items()), NOTE]
-    if filled:
+    if any("seam" in line.figures for line in lines):  # which the first sweeps did not measure
+        parts.append(NOTE_ON_SEAMS)
+    if any("fd_vgg16" in line.figures for line in filled):
         parts += ["## FD-VGG16", table(filled, [(family, "fd_vgg16", own) for family, own in families.items()])]
     parts += [part for family, own in families.items() for part in _of_family(family, own)]
     parts += [part for section in (_leaks, _by_hole_size) for item in families.items() for part in section(*item)]
@@ -245,6 +248,13 @@ NOTE = (
     "the other's s). Between two methods of one seed nothing is marked: how far seeds differ is not known."
 )
 
+NOTE_ON_SEAMS = (
+    "MIND, of the same features as FD-VGG16, is their squared sliced Wasserstein-2 distance, times their number. Seam: "
+    "the mean absolute error of the missing pixels within 3 of a known one, and that of their gradients. Sharpness: "
+    "the mean gradient in the holes over that of the truth. LPIPS in and near the hole: its map, averaged there and 8 "
+    "pixels around."
+)
+
 
 # --- plots ------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +269,8 @@ def draw(out: Path, families: dict[str, list[Line]]) -> None:
     rows = list(dict.fromkeys(line.method for own in families.values() for line in own))
     colours, lines = [f"C{number}" for number in range(10)], ("-", "--", ":", "-.")
     styles = {row: {"color": colours[i % 10], "ls": lines[i // 10 % 4]} for i, row in enumerate(rows)}
-    _draw_fd(Canvas, families, rows, out / "fd.png")
+    if any("fd_vgg16" in line.figures for own in families.values() for line in own):
+        _draw_fd(Canvas, families, rows, out / "fd.png")
     sized = {family: own for family, own in families.items() if len(bins(own)) > 1}
     if sized:
         _draw_hole_size(Canvas, sized, styles, out / "hole_size.png")
@@ -312,7 +323,7 @@ def by_total_iter(families: dict[str, list[Line]]) -> dict[str, dict[str, dict[i
         for line in own:
             decoding = dict(line.settings.get("decoding", {}))
             steps, stop = (decoding.pop(name, None) for name in ("total_iter", "sweet_spot"))
-            if steps and steps == stop:
+            if steps and steps != AUTO and stop in (steps, None):
                 rest = json.dumps(line.settings | {"decoding": decoding}, sort_keys=True)
                 groups.setdefault(rest, {}).setdefault(steps, []).append(line)
         series = {

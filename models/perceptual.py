@@ -48,3 +48,11 @@ class Perceptual(nn.Module):
 
     def forward(self, images: Tensor, truth: Tensor) -> Tensor:
         return self.model(images, truth, normalize=True).flatten()
+
+    def maps(self, images: Tensor, truth: Tensor) -> Tensor:
+        """The same before the mean over positions, brought to the images' size: (b, 1, H, W)."""
+        self.model.spatial = True
+        try:
+            return self.model(images, truth, normalize=True)
+        finally:
+            self.model.spatial = False

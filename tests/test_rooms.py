@@ -17,7 +17,7 @@ ALLOWED = {
     "utils": "",
     "models": "",
     "maskgit": "models utils",
-    "evaluation": "maskgit models utils",
+    "evaluation": "maskgit models photos utils",
     "photos": "maskgit utils",
     "config": "maskgit models utils",
     "training": "config evaluation maskgit models utils",
@@ -27,7 +27,7 @@ ALLOWED = {
     "inpainting": "config evaluation maskgit models photos utils",
     "make_cats": "maskgit",
     "make_masks": "maskgit",
-    "sweep": "config evaluation maskgit models utils",
+    "sweep": "config evaluation maskgit utils",
     "training_transformer": "config models training utils",
     "training_vqgan": "config models training utils",
 }

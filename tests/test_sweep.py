@@ -189,7 +189,7 @@ def test_the_first_n_images_keep_their_holes(config):
         (["--rows", "mine"], "--rows mine: expected some of 'grey', 'Telea', 'floor', 'ours', 'argmax'"),
         (["--n", "7"], "data.n 7: expected 2 to 6, the images in"),
         (["--n", "1"], "data.n 1: expected 2 to 6"),
-        (["--data.generated", "[blob]"], "data.generated: unknown family blob, expected some of walk"),
+        (["--data.generated", "[blob]"], "data: generated: unknown family blob, expected some of walk"),
         (["--data.generated", "[]", "--data.masks", "{}"], "no holes: expected masks or generated families"),
         (["--data.masks", "{whole: x}"], "masks whole: taken"),
         (["--data.masks", "{box: x}"], "masks box: taken"),
@@ -340,3 +340,14 @@ def test_the_picture_shows_every_row_on_every_family(config):
         assert strip.captions == ["truth", "grey", "Telea"] and (grey == GREY).any() and not (telea == GREY).all()
         known = (grey != GREY).any(dim=0, keepdim=True).expand_as(truth)
         assert torch.equal(telea[known], truth[known]) and torch.equal(grey[known], truth[known])
+
+
+def test_a_sweep_may_take_a_window_of_each_image(config, tmp_path):
+    large = tmp_path / "large"
+    for index in range(3):
+        rng = np.random.default_rng(index)
+        write_image(large / f"{index}.png", rng.integers(256, size=(20 + index, 40, 3), dtype=np.uint8))
+    changes = {"data.truth": str(large), "data.window": 16, "data.masks": {}, "rows": ROWS[:2]}
+    made, again = (sweep.Sweep(load_config(config, changes, sweep.SweepConfig), "cpu", 0) for _ in range(2))
+    assert made.truth.shape == (3, 3, 16, 16) and torch.equal(made.truth, again.truth)
+    assert made.holes["box"].shape == (3, 1, 16, 16)

@@ -127,6 +127,15 @@ def test_the_distance_is_that_of_the_paper(perceptual, weights):
     assert torch.allclose(perceptual(one, other), by_hand, rtol=1e-3)
 
 
+def test_maps_are_the_distance_before_its_mean(perceptual):
+    rng = torch.Generator().manual_seed(3)
+    images, truth = torch.rand(2, 3, 64, 64, generator=rng), torch.rand(2, 3, 64, 64, generator=rng)
+    truth[:, :, :, :32] = images[:, :, :, :32]
+    maps = perceptual.maps(images, truth)
+    assert maps.shape == (2, 1, 64, 64) and (maps[..., :8] < maps[..., 40:].mean() / 3).all()
+    assert torch.allclose(maps.mean(dim=(1, 2, 3)), perceptual(images, truth), rtol=0.2)
+
+
 def test_gradients_reach_the_images_but_no_weight(perceptual):
     output, truth = images().requires_grad_(), images(seed=1)
     perceptual(output, truth).sum().backward()

@@ -1,0 +1,102 @@
+"""Sweeps over photographs, each at its own size: what a method makes of scratches, text, spots and objects.
+
+    truth  pixels (H, W, 3) uint8 of each photograph
+    holes  (H, W) bool of each, True = missing
+"""
+
+import hashlib
+import time
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from evaluation.evaluator import EXACT, Figures, digest
+from evaluation.methods import Method, complete_photo
+from evaluation.metrics import hole_gradient, hole_l1, hole_psnr, seam_error
+from evaluation.report import Line
+from evaluation.sweeps import Entry, Sweep, SweepConfig, open_networks
+from maskgit.data import list_images, read_image, to_float
+from maskgit.photo_holes import photo_hole
+from models.checkpoint import file_hash
+from models.perceptual import Perceptual
+from utils import mix, pick_device
+
+NEAR = 8  # pixels around a hole in which LPIPS is taken too
+
+
+class PhotoEvaluator:
+    """Figures of filled photographs beside the `truth`, averaged over them.
+
+    lpips_near (AlexNet's map of LPIPS, its mean in the hole and NEAR pixels around it), psnr (dB) and l1 in the hole,
+    seam and seam_gradient along its rim, sharpness (see `evaluator`).
+    """
+
+    def __init__(self, truth: list[np.ndarray], lpips_weights, device: torch.device):
+        self.truth, self.device = truth, device
+        self.perceptual = Perceptual("alex", lpips_weights).to(device)
+        pictures = hashlib.sha256("".join(digest(torch.from_numpy(picture)) for picture in truth).encode())
+        alexnet = file_hash(lpips_weights)[:16] if lpips_weights else "torchvision"
+        self.identity = {"truth": pictures.hexdigest()[:16], "alexnet": alexnet}
+
+    def __call__(self, filled: list[np.ndarray], holes: list[np.ndarray]) -> Figures:
+        """Photograph i is compared with truth i."""
+        parts = [self._compare(*each) for each in zip(filled, self.truth, holes, strict=True)]
+        of_images = {name: torch.tensor([part[name] for part in parts]) for name in parts[0]}
+        sharpness = of_images.pop("gradient").sum() / of_images.pop("true_gradient").sum()
+        return Figures({"sharpness": float(sharpness)}, of_images)
+
+    @torch.no_grad()
+    def _compare(self, filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> dict[str, float]:
+        one, other = (to_float(torch.from_numpy(picture).permute(2, 0, 1)[None]) for picture in (filled, truth))
+        missing, near = torch.from_numpy(hole)[None, None], ndimage.distance_transform_edt(~hole) <= NEAR
+        distances = self.perceptual.maps(one.to(self.device), other.to(self.device))[0, 0].cpu().numpy()
+        seam, seam_gradient = seam_error(one, other, missing)
+        return {
+            "lpips_near": float(distances[near].mean()),
+            "psnr": float(hole_psnr(one, other, missing).clamp(max=EXACT)),
+            "l1": float(hole_l1(one, other, missing)),
+            "seam": float(seam),
+            "seam_gradient": float(seam_gradient),
+            "gradient": float(hole_gradient(one, missing)),
+            "true_gradient": float(hole_gradient(other, missing)),
+        }
+
+
+class PhotoSweep(Sweep):
+    """The photographs, their holes, the evaluator and the networks of all methods.
+
+    Raises ValueError, FileNotFoundError or RuntimeError (weights that cannot be downloaded) at once.
+    """
+
+    def __init__(self, config: SweepConfig, device: str, workers: int, precision: str = "auto"):
+        self.config, data = config, config.data
+        paths = list_images(data.truth)
+        if data.n > len(paths):
+            raise ValueError(f"data.n {data.n}: there are {len(paths)} images in {data.truth}")
+        self.truth = [read_image(path) for path in paths[: data.n or None]]
+        self.holes = {
+            family: [photo_hole(family, picture.shape[:2], data.hole_seed, i) for i, picture in enumerate(self.truth)]
+            for family in data.generated
+        }
+        self.networks = open_networks(config.rows, device, precision)
+        self.device, self.precision = pick_device(device), precision
+        self.evaluator = PhotoEvaluator(self.truth, config.evaluator.lpips_weights, self.device)
+
+    def settings(self, method: Method) -> dict:
+        own = super().settings(method)
+        return own | method.model_dump(include={"tiling", "coarse"}) if method.kind == "inpainting" else own
+
+    def digest(self, holes: list[np.ndarray]) -> str:
+        return hashlib.sha256("".join(digest(torch.from_numpy(hole)) for hole in holes).encode()).hexdigest()[:16]
+
+    def measure(self, entry: Entry) -> Line:
+        """Fills the holes and evaluates the result; photograph i takes the seed mix(seed, i)."""
+        method, networks, start = entry.method, self.networks[entry.method.name], time.perf_counter()
+        filled = [
+            complete_photo(method, networks, pixels, hole, mix(entry.seed or 0, index))
+            for index, (pixels, hole) in enumerate(zip(self.truth, entry.hole, strict=True))
+        ]
+        figures = {"seconds": (time.perf_counter() - start) / len(filled)}
+        figures |= self.evaluator(filled, entry.hole).means()
+        return Line(method.name, entry.family, entry.seed, len(filled), entry.key, figures, entry.settings)
