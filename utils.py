@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +157,14 @@ def memory_format(device: torch.device, precision: str = "auto") -> torch.memory
     """The faster layout for convolutions: channels last, but for float32 on a CPU (0.8 of the speed in training)."""
     fast = device.type == "cuda" or uses_bfloat16(device, precision)
     return torch.channels_last if fast else torch.contiguous_format
+
+
+def finish(steps: Generator, on_step: Callable[[object], object] | None = None) -> object:
+    """What a generator returns; `on_step` is called with each thing that it yields."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        if on_step:
+            on_step(step)

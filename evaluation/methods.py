@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from maskgit import classical
+from maskgit.completion import Codec
 from maskgit.data import GREY
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import PRETRAINED, Codec, Inpainter
+from maskgit.inpainter import PRETRAINED, Inpainter
 from maskgit.masks import composite
 from models.checkpoint import file_hash
 from models.settings import Settings

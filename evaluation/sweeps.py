@@ -17,10 +17,10 @@ from evaluation.figures import VERSION
 from evaluation.methods import Method, complete, leak, needs_seed, settings_of
 from evaluation.metrics import code_usage
 from evaluation.report import WHOLE, Line
+from maskgit.completion import Codec
 from maskgit.data import list_images
 from maskgit.dataset import ImageDataset, read_holes
 from maskgit.folders import read_truth
-from maskgit.inpainter import Codec
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.photo_holes import PHOTO_FAMILIES
 from models.settings import Settings

@@ -15,10 +15,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from maskgit.completion import Completer
 from maskgit.data import GREY, to_pixels
 from maskgit.decoding import State, sample
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter
 from maskgit.masks import to_hidden
 from maskgit.windows import WindowPredictor, blending, windows_over
 from utils import images_at_once
@@ -29,17 +29,17 @@ CELLS = 4096  # encoded at once
 class Canvas:
     """A picture's hole in the making.
 
-    guess (H, W, 3) uint8: what the hole is painted with, for the encoder and the decoder; None: as `Inpainter.paint`
+    guess (H, W, 3) uint8: what the hole is painted with, for the encoder and the decoder; None: as `Completer.paint`
         does. With `trust` > 0 codes near to those of the guess are more probable: trust times the cosine of their
         vectors is added to the logits.
-    decoding, margin, batch_size: as of `Inpainter.complete`
+    decoding, margin, batch_size: as of `Completer.complete`
 
     Raises ValueError without a missing pixel, and for a VQGAN whose tokens depend on more than their patch.
     """
 
     def __init__(
         self,
-        inpainter: Inpainter,
+        inpainter: Completer,
         pixels: np.ndarray,
         hole: np.ndarray,
         decoding: DecodingConfig | None = None,
@@ -115,16 +115,20 @@ class Canvas:
             weights.index_add_(0, index.flatten(), again)
         return (sums / weights).round().to(torch.uint8)
 
+    def decoded(self, cells: Tensor) -> np.ndarray:
+        """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 wherever these are."""
+        padded = _padded(self.pixels, self.inpainter.size, self.factor)
+        self.windows.scatter(cells, padded)
+        height, width = self.hole.shape
+        return padded[:height, :width]
+
     def paste(self, cells: Tensor, feather: int = 0) -> np.ndarray:
         """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole, known ones as they are.
 
         With `feather`, known pixels at most so far from the hole are mixed with those of the cells, the less the
         farther.
         """
-        padded = _padded(self.pixels, self.inpainter.size, self.factor)
-        self.windows.scatter(cells, padded)
-        height, width = self.hole.shape
-        decoded = padded[:height, :width]
+        decoded = self.decoded(cells)
         if not feather:
             return np.where(self.hole[..., None], decoded, self.pixels)
         distance = ndimage.distance_transform_edt(~self.hole)[..., None]

@@ -8,7 +8,7 @@ Every conversion of value range and polarity happens here, once:
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,14 +200,14 @@ def to_pixels(image: Tensor) -> np.ndarray:
 # --- from Python ---
 
 
-def to_images(given, size: int) -> Tensor:
-    """One picture or several -> images (b, 3, size, size) uint8 on the CPU; one picture is a batch of one.
+def to_images(given) -> Tensor:
+    """One picture or several of one size -> images (b, 3, H, W) uint8 on the CPU; one picture is a batch of one.
 
     given: a PIL picture of any mode; a uint8 array (H, W, 3) or (b, H, W, 3); a tensor (3, H, W) or (b, 3, H, W),
     uint8 or floating-point in [0, 1]; or a list of these. Raises ValueError that says what was expected and found.
     """
     if isinstance(given, list | tuple):
-        return torch.cat(_each(to_images, given, size, "images"))
+        return _together([to_images(item) for item in given], "images")
     if isinstance(given, Image.Image):
         given = as_image(ImageOps.exif_transpose(given))
     if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (3, 4) and given.shape[-1] == 3:
@@ -221,17 +221,17 @@ def to_images(given, size: int) -> Tensor:
         given = to_uint8(given)
     if given.dtype != torch.uint8:
         raise ValueError(f"images: expected uint8, or floating-point in [0, 1], found {_described(given)}")
-    return _of_size(given.view(-1, *given.shape[-3:]), size, "images")
+    return _some(given[None] if given.ndim == 3 else given, "images")
 
 
-def to_hole(given, size: int) -> Tensor:
-    """One mask or several -> hole (b, 1, size, size) bool on the CPU, True = missing.
+def to_hole(given) -> Tensor:
+    """One mask or several of one size -> hole (b, 1, H, W) bool on the CPU, True = missing.
 
     given: a PIL mask, dark (below 128) where the hole is, as in the lab; a bool array or tensor, True = missing,
     (H, W), (b, H, W) or (b, 1, H, W); or a list of these. Raises ValueError that says what was expected and found.
     """
     if isinstance(given, list | tuple):
-        return torch.cat(_each(to_hole, given, size, "hole"))
+        return _together([to_hole(item) for item in given], "hole")
     if isinstance(given, Image.Image):
         given = as_hole(ImageOps.exif_transpose(given))
     if isinstance(given, np.ndarray) and given.dtype == bool:
@@ -240,13 +240,16 @@ def to_hole(given, size: int) -> Tensor:
     if not fits or given.ndim not in (2, 3, 4) or (given.ndim == 4 and given.shape[1] != 1):
         raise ValueError("hole: expected PIL masks (dark: missing), or bool (True: missing) arrays or tensors (H, W), "
                          f"(b, H, W) or (b, 1, H, W), found {_described(given)}")  # fmt: skip
-    return _of_size(given.reshape(-1, 1, *given.shape[-2:]), size, "hole")
+    return _some(given.reshape(-1, 1, *given.shape[-2:]), "hole")
 
 
-def _each(convert: Callable, given, size: int, noun: str) -> list[Tensor]:
-    if not given:
+def _together(parts: list[Tensor], noun: str) -> Tensor:
+    if not parts:
         raise ValueError(f"{noun}: expected at least one, found an empty list")
-    return [convert(item, size) for item in given]
+    sizes = dict.fromkeys(f"{part.shape[-1]}x{part.shape[-2]}" for part in parts)
+    if len(sizes) > 1:
+        raise ValueError(f"{noun}: expected one size in a call, found {', '.join(sizes)}")
+    return torch.cat(parts)
 
 
 def _described(given) -> str:
@@ -254,11 +257,7 @@ def _described(given) -> str:
     return f"{given.dtype} {tuple(given.shape)}" if has_shape else type(given).__name__
 
 
-def _of_size(batch: Tensor, size: int, noun: str) -> Tensor:
-    if not len(batch):
+def _some(batch: Tensor, noun: str) -> Tensor:
+    if not batch.numel():
         raise ValueError(f"{noun}: expected at least one, found {_described(batch)}")
-    if batch.shape[-2:] != (size, size):
-        found = f"{batch.shape[-1]}x{batch.shape[-2]} pixels"
-        raise ValueError(f"{noun}: expected {size}x{size} pixels, this model's size, found {found}; "
-                         "photos.fill.fill_photo fills pictures of any size")  # fmt: skip
     return batch.cpu()

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from maskgit.completion import InpaintingResult
 from maskgit.data import (
     GREY,
     Inputs,
@@ -38,7 +39,7 @@ from maskgit.data import (
 from maskgit.dataset import ImageDataset
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter, InpaintingResult
+from maskgit.inpainter import Inpainter
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Sheets, confidence_map, first_of_each
 from models.checkpoint import file_hash, replace_file

@@ -6,6 +6,7 @@
 The coarse result, brought up, is the first guess of the finer level: see `Canvas`.
 """
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
 from maskgit.canvas import Canvas
+from maskgit.completion import Completer, InpaintingResult, sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter
+from utils import finish
 
 THICK = 1 / 3  # of a window's side: a thicker hole is filled at half the scale first
 TRUST = 8.0  # in the guess from the coarser level, see `Canvas`
@@ -34,10 +37,11 @@ class Step(NamedTuple):
     canvas: Canvas
     state: State
     share: float  # of the work that is done, in [0, 1]
+    place: Box  # the canvas in the picture of its level
 
 
 def fill_picture(
-    inpainter: Inpainter,
+    inpainter: Completer,
     pixels: np.ndarray,
     hole: np.ndarray,
     seed: int = 0,
@@ -53,13 +57,13 @@ def fill_picture(
 ) -> Generator[Step, None, np.ndarray]:
     """The picture with its hole filled, (H, W, 3) uint8, known pixels as they are; yields every iteration's Step.
 
-    seed >= 0; decoding, margin, batch_size as of `Inpainter.complete`; `coarse` False fills at the picture's own scale
+    seed >= 0; decoding, margin, batch_size as of `Completer.complete`; `coarse` False fills at the picture's own scale
     alone; `feather` known pixels around the hole are blended with the decoder's. What it takes in time and memory grows
     with the hole and what is around it, not with the picture. `level` and `span`, its part of the work, are its own: it
     calls itself for coarser scales.
     """
     options = {"trust": trust, "margin": margin, "batch_size": batch_size}
-    rows, columns = _around(hole, inpainter.size)
+    rows, columns = place = _around(hole, inpainter.size, inpainter.vqgan.config.factor)
     part, missing, guess = pixels[rows, columns], hole[rows, columns], None
     if coarse and (boxes := thick_parts(missing, inpainter.size)):
         guess, left = part.copy(), missing.copy()
@@ -74,16 +78,56 @@ def fill_picture(
     canvas = Canvas(inpainter, part, missing, decoding, guess=guess, **options)
     for state in canvas.steps(seed):
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
-        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]))
+        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), place)
     filled = pixels.copy()
     filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather)
     return filled
 
 
-def _around(hole: np.ndarray, reach: int) -> Box:
-    """The rectangle of the hole and `reach` pixels more on every side, where the picture is."""
+def complete_pictures(
+    inpainter: Completer,
+    images: Tensor,
+    hole: Tensor,
+    seeds: Sequence[int],
+    *,
+    samples: int = 1,
+    margin: int = 0,
+    decoding: DecodingConfig | None = None,
+) -> InpaintingResult:
+    """`Completer.complete` for images (b, 3, H, W) uint8 of any size, their hole (b, 1, H, W) bool."""
+    inpainter.check_numbers(len(images), seeds, samples)
+    owner = [image for image in range(len(images)) for _ in range(samples)]
+    rows = [
+        _completed(inpainter, to_pixels(images[image]), hole[image, 0].numpy(), own, decoding=decoding, margin=margin)
+        for image, own in zip(owner, (sample_seed(s, k) for s in seeds for k in range(samples)), strict=True)
+    ]
+    return InpaintingResult(*map(torch.stack, zip(*rows, strict=True)))
+
+
+def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed: int, **options) -> tuple[Tensor, ...]:
+    """The fields of an `InpaintingResult` for one completion."""
+    factor, size = inpainter.vqgan.config.factor, inpainter.size
+    grid = tuple(-(-max(length, size) // factor) for length in hole.shape)
+    tokens, confidence, hidden = torch.full(grid, -1), torch.ones(grid), torch.zeros(grid, dtype=torch.bool)
+    raw = filled = pixels
+    if hole.any():
+        latest: deque[Step] = deque(maxlen=1)
+        filled = finish(fill_picture(inpainter, pixels, hole, seed, **options), latest.append)
+        ((_, canvas, state, _, place),), raw = latest, pixels.copy()
+        raw[place] = canvas.decoded(canvas.decode(state.decodable[0]))
+        where = (canvas.windows.cells + torch.tensor([side.start // factor for side in place])).unbind(dim=1)
+        for of_grid, of_cells in ((tokens, state.tokens), (confidence, state.confidence), (hidden, canvas.hidden)):
+            of_grid[where] = of_cells[0].cpu()
+    images = (torch.from_numpy(picture).permute(2, 0, 1) for picture in (filled, raw))
+    return *images, tokens.flatten(), confidence.flatten(), hidden.flatten()
+
+
+def _around(hole: np.ndarray, reach: int, factor: int) -> Box:
+    """The rectangle of the hole and `reach` pixels more on every side, where the picture is; it begins with a cell of
+    `factor` pixels of the picture's grid."""
     along = (hole.any(axis=axis).nonzero()[0] for axis in (1, 0))
-    return _grown([slice(int(at[0]), int(at[-1]) + 1) for at in along], hole.shape, reach)
+    rectangle = _grown([slice(int(at[0]), int(at[-1]) + 1) for at in along], hole.shape, reach)
+    return tuple(slice(side.start // factor * factor, side.stop) for side in rectangle)
 
 
 def _grown(box: Sequence[slice], shape: tuple[int, int], reach: int) -> Box:
@@ -134,7 +178,7 @@ def doubled(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(larger)[: shape[0], : shape[1]]
 
 
-def _painted(inpainter: Inpainter, pixels: np.ndarray, hole: np.ndarray, decoding: DecodingConfig | None) -> np.ndarray:
+def _painted(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, decoding: DecodingConfig | None) -> np.ndarray:
     """`pixels` with a classical guess in the hole."""
     images, missing = torch.from_numpy(pixels).permute(2, 0, 1)[None], torch.from_numpy(hole)[None, None]
     return to_pixels(inpainter.paint(images, missing, decoding)[0])

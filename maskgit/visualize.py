@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from maskgit.completion import Codec
 from maskgit.data import GREY, Inputs, to_pixels, to_uint8, write_animation, write_image
 from maskgit.decoding import State
-from maskgit.inpainter import Codec
 
 SIDE = 256  # pixels that small pictures are magnified to, at least
 LINE = 18  # height of a line of text in pixels

@@ -22,17 +22,18 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from maskgit.completion import sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter, sample_seed
+from maskgit.inpainter import Inpainter
 from maskgit.iterations import iterations
 from maskgit.masks import known_name
 from maskgit.pyramid import fill_picture
 from maskgit.visualize import confidence_map, frames, sheet_of
 from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
 from photos.photo import Photo
-from utils import mix
+from utils import finish, mix
 
 TILINGS = ("squares", "windows")
 SHOWN = 9  # regions in the pictures of the steps, at most
@@ -75,12 +76,7 @@ def _through_windows(inpainter, photo: Photo, seed: int, samples: int, decoding,
     completions = []
     for number in range(samples):
         steps = fill_picture(inpainter, photo.pixels, photo.hole, sample_seed(seed, number), decoding, **options)
-        while True:
-            try:
-                on_step((number + next(steps).share) / samples)
-            except StopIteration as end:
-                completions.append(end.value)
-                break
+        completions.append(finish(steps, lambda step, number=number: on_step((number + step.share) / samples)))
     return completions
 
 

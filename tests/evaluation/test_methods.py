@@ -11,9 +11,10 @@ from tiny_networks import CONV, GRID, PATCH, SIZE, save, transformer, vqgan
 from evaluation import methods
 from evaluation.methods import Method
 from maskgit.classical import paint
+from maskgit.completion import Codec, sample_seed
 from maskgit.data import GREY, to_float
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Codec, Inpainter, sample_seed
+from maskgit.inpainter import Inpainter
 from maskgit.masks import composite, make_holes
 from models.checkpoint import save_weights
 from utils import mix

@@ -8,10 +8,12 @@ from tiny_networks import CONV, DECODING, GRID, SIZE, noise, transformer, vqgan
 
 from maskgit.canvas import Canvas
 from maskgit.classical import navier_stokes
+from maskgit.completion import sample_seed
 from maskgit.data import to_pixels
 from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes
 from maskgit.pyramid import doubled, fill_picture, halved, thick_parts
+from utils import finish
 
 PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint8)
 
@@ -19,15 +21,6 @@ PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint
 def filled_by(canvas: Canvas, seed: int = 0, feather: int = 0) -> np.ndarray:
     *_, state = canvas.steps(seed)
     return canvas.paste(canvas.decode(state.decodable[0]), feather)
-
-
-def finished(steps):
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +164,7 @@ def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
     pixels = np.tile(PICTURE, (4, 4, 1))
     hole = hole_at((60, 60, 110, 120), (3, 3, 6, 6), shape=pixels.shape[:2])
     levels = [step.level for step in fill_picture(inpainter, pixels, hole)]
-    filled = finished(fill_picture(inpainter, pixels, hole))
+    filled = finish(fill_picture(inpainter, pixels, hole))
     assert sorted(set(levels), reverse=True) == list(dict.fromkeys(levels)) == [4, 3, 2, 1, 0]
     assert np.array_equal(filled[~hole], pixels[~hole])
     flat = [step.level for step in fill_picture(inpainter, pixels, hole, coarse=False)]
@@ -198,3 +191,40 @@ def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatc
     thin[box] &= ~thick
     grey = np.where(thin[..., None], np.uint8(128), guess)
     assert thin.any() and np.array_equal(guess[thin], navier_stokes(grey, thin)[thin])
+
+
+# --- from Python ---
+
+
+def test_the_inpainter_fills_pictures_of_any_size(inpainter):
+    hole = hole_at((8, 8, 30, 40), (40, 2, 43, 60))
+    images = torch.from_numpy(np.stack((PICTURE, 255 - PICTURE))).permute(0, 3, 1, 2)
+    result = inpainter([PICTURE, 255 - PICTURE], [hole, hole_at()], seed=[3, 4], samples=2, steps=3, margin=1)
+    assert result.images.shape == result.raw.shape == (4, 3, 45, 62)
+    assert result.tokens.shape == result.confidence.shape == result.hidden.shape == (4, 12 * 16)
+    assert torch.equal(result.images[2:], images[1:].expand(2, -1, -1, -1)) and (result.tokens[2:] == -1).all()
+    known = torch.from_numpy(~hole)
+    assert torch.equal(result.images[0][:, known], images[0][:, known])
+    assert torch.equal(result.images[0][:, ~known], result.raw[0][:, ~known])
+    for number in range(2):
+        options = {"margin": 1, "decoding": inpainter.decoding.changed(total_iter=3)}
+        alone = finish(fill_picture(inpainter, PICTURE, hole, sample_seed(3, number), **options))
+        assert np.array_equal(to_pixels(result.images[number]), alone)
+    hidden = result.hidden[0].view(12, 16)
+    assert hidden[2:7, 2:10].all() and (result.tokens[0].view(12, 16)[hidden] >= 0).all()
+    assert (result.confidence[0].view(12, 16)[hidden] < 1).any()
+
+
+def test_tokens_of_known_cells_are_those_of_the_picture_whatever_is_missing(inpainter):
+    pixels = np.tile(PICTURE, (3, 3, 1))[:128, :180]
+    result = inpainter(pixels, hole_at((70, 90, 74, 98), shape=(128, 180)))
+    tokens = inpainter.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    seen = (result.tokens[0] >= 0) & ~result.hidden[0]
+    assert 0 < seen.sum() < len(tokens) and torch.equal(result.tokens[0][seen], tokens[seen])
+
+
+def test_pictures_and_holes_of_other_sizes_are_refused(inpainter):
+    with pytest.raises(ValueError, match="images and hole: expected one size, found images 62x45, hole 60x45"):
+        inpainter(PICTURE, hole_at(shape=(45, 60)))
+    with pytest.raises(ValueError, match="samples: expected at least 1, found 0"):
+        inpainter(PICTURE, hole_at((3, 3, 5, 5)), samples=0)

@@ -7,16 +7,17 @@ from PIL import Image
 from skimage.data import chelsea
 from tiny_networks import DECODING, SIZE, transformer, vqgan
 
+from maskgit.completion import InpaintingResult, sample_seed
 from maskgit.data import GREY, to_uint8
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import Inpainter, InpaintingResult, sample_seed
+from maskgit.inpainter import Inpainter
 from maskgit.masks import composite
 from maskgit.pyramid import fill_picture
 from photos import fill
 from photos.crops import crop_regions
 from photos.fill import Filling, StepPictures, fill_photo, region_seed
 from photos.photo import read_photo
-from utils import mix
+from utils import finish, mix
 
 CAT = Image.fromarray(chelsea())  # 451x300
 HOLE = np.zeros((300, 451), dtype=bool)
@@ -47,16 +48,6 @@ class Stub:
         raw = to_uint8((images.float() + self.bias) / 255).masked_fill(hole, self.colour)
         nothing = torch.zeros(len(images), 1)
         return InpaintingResult(composite(raw, images, hole), raw, nothing, nothing, nothing)
-
-
-def completed(inpainter: Inpainter, photo, seed: int) -> np.ndarray:
-    """What `fill_picture` returns."""
-    steps = fill_picture(inpainter, photo.pixels, photo.hole, seed, batch_size=16)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def states(filling: Filling) -> list:
@@ -161,7 +152,8 @@ def test_windows_fill_at_the_pictures_own_scale_from_coarse_to_fine(inpainter):
     completions, notes = fill_photo(inpainter, photo, seed=5, samples=2, on_step=told.append, **options)
     for number, pixels in enumerate(completions):
         assert np.array_equal(pixels[~HOLE], photo.pixels[~HOLE])
-        assert np.array_equal(pixels, completed(inpainter, photo, sample_seed(5, number)))
+        steps = fill_picture(inpainter, photo.pixels, photo.hole, sample_seed(5, number), batch_size=16)
+        assert np.array_equal(pixels, finish(steps))
     assert notes == [] and told == sorted(told) and told[-1] == 1 and 0 < told[0] < 0.2
     (flat,), _ = fill_photo(inpainter, photo, seed=5, coarse=False, **options)
     (soft,), _ = fill_photo(inpainter, photo, seed=5, feather=2, **options)
