@@ -8,7 +8,6 @@ A file that says `base: other.yml` (beside itself) takes that one's values and l
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,13 +18,13 @@ from pydantic import Field, field_validator, model_validator
 from maskgit.decoding_config import DecodingConfig, TotalIter
 from maskgit.hiding import HOLES, POLICIES, checked_weights
 from models.autoencoder import VQGANConfig
-from models.settings import Settings, explain, parse_yaml, read_config
+from models.settings import Settings, dump_yaml, explain, parse_yaml, read_config
 from models.transformer import TransformerConfig
-from utils import ROOT
+from utils import ROOT, check_folder
 
 DEFAULT = ROOT / "configs" / "cats64.yml"
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Milestones = Annotated[tuple[float, ...], Field(strict=False)]
+Milestones = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]
 
 
 class DataConfig(Settings):
@@ -215,8 +214,8 @@ def to_yaml(settings: Settings, indent: str = "") -> str:
             lines += [f"{indent}{name}:", to_yaml(value, indent + "  ")]
         else:
             plain = json.loads(json.dumps(value))  # tuples become lists
-            text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
-            lines.append(f"{indent}{name}: {text}" + (f"  # {field.description}" if field.description else ""))
+            told = f"  # {field.description}" if field.description else ""
+            lines.append(f"{indent}{name}: {dump_yaml(plain)}{told}")
     return "\n".join(lines)
 
 
@@ -262,9 +261,10 @@ def parse_training(parser: argparse.ArgumentParser, argv: list[str] | None) -> t
     lab = {key: value for key, value in vars(args).items() if "." in key and value is not None}
     try:
         config = load_config(args.config, lab | parse_overrides(rest))
+        folder = check_folder(Path(args.out or Path("checkpoints") / Path(args.config).stem), "--out")
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if args.print_config:
         print(to_yaml(config))
         parser.exit()
-    return args, config, Path(args.out or Path("checkpoints") / Path(args.config).stem)
+    return args, config, folder

@@ -11,6 +11,7 @@ From Python: `Inpainter.from_pretrained("pretrained/cats64")(images, hole)`.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from models.perceptual import Perceptual
 from photos.crops import CONTEXT
 from photos.fill import TILINGS, fill_photo
 from photos.photo import grown, pair_photos, read_photo, write_photo
-from utils import log, start_logging
+from utils import check_folder, log, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
 
@@ -179,8 +180,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
     if idle := flags - known:
         told = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in idle))
         parser.error(f"{told}: would do nothing with {mode}")
-    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not args.context >= 1:
-        parser.error("--batch-size, --samples and --context must be at least 1")
+    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not 1 <= args.context < math.inf:
+        parser.error("--batch-size, --samples and --context must be at least 1, and finite")
     if min(args.seed, args.margin, args.grids, args.profile, args.feather, args.grow) < 0:
         parser.error("--seed, --margin, --grids, --profile, --feather and --grow must be at least 0")
     if args.lpips_weights and args.samples == 1:
@@ -236,7 +237,7 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
         refuse_inputs(inputs, options)
     else:
         inputs = chelsea(inpainter.size)
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_folder(args.out, "--out").mkdir(parents=True, exist_ok=True)
     distance = lpips(args.samples, args.lpips_weights, inpainter.device)
     averages: dict[str, RunningAverages] = {}
     start = time.perf_counter()

@@ -26,7 +26,7 @@ from evaluation.sweeps import Sweep, SweepConfig
 from maskgit.data import write_image
 from maskgit.folders import chelsea
 from maskgit.visualize import Strip, contact_sheet
-from utils import ROOT, log, machine, start_logging
+from utils import ROOT, check_folder, log, machine, start_logging
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["python", "sweep.py", *(sys.argv[1:] if argv is None else argv)])
     try:
         config = load_config(args.config, flags | parse_overrides(rest), SweepConfig).only(args.rows)
-        out = args.out or Path("results") / "sweeps" / args.config.stem
+        out = check_folder(args.out or Path("results") / "sweeps" / args.config.stem, "--out")
         methods = [method.name for method in config.rows]
         lines = read_lines(out / "rows.csv")  # one that cannot be read is told before networks are loaded
         if args.report:

@@ -168,3 +168,16 @@ def finish(steps: Generator, on_step: Callable[[object], object] | None = None) 
             return end.value
         if on_step:
             on_step(step)
+
+
+def check_folder(path: Path, flag: str) -> Path:
+    """`path`, which is a folder or may become one. Raises ValueError, naming the `flag`, where a file is in the way."""
+    found = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not found.is_dir():
+        raise ValueError(f"{flag} {path}: {found} is a file, expected a folder")
+    return path
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

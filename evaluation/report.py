@@ -57,11 +57,14 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def add_line(path: Path, line: Line) -> None:
-    """Adds a line to a rows.csv, replacing the file at once. Another process of this machine that adds one waits."""
+    """Adds a line to a rows.csv, unless it is there, replacing the file at once. Another process of this machine that
+    adds one waits."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        write_lines(path, [*read_lines(path), line])
+        lines = read_lines(path)
+        if (line.method, line.key) not in {(other.method, other.key) for other in lines}:
+            write_lines(path, [*lines, line])
 
 
 def write_lines(path: Path, lines: list[Line]) -> None:

@@ -129,8 +129,14 @@ def as_image(picture: Image.Image, size: int | None = None) -> np.ndarray:
 
 
 def as_hole(picture: Image.Image) -> np.ndarray:
-    """bool (H, W), True = missing: the pixels darker than 128."""
-    return np.array(to_mode(picture, "L")) < 128
+    """bool (H, W), True = missing: the pixels darker than the middle (128 of 0..255).
+
+    Masks of 0 and 1 are understood, and deep ones (16 or 32 bits, floats) that hold 0..1, 0..255 or 0..65535.
+    """
+    deep = picture.mode.startswith(("I", "F"))
+    values = np.asarray(picture if deep else picture.convert("L"))
+    most = next((top for top in (1, 255, 65535) if values.max(initial=0) <= top), values.max(initial=0))
+    return values < most * (128 / 255)
 
 
 def read_image(path, size: int | None = None) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Strict, frozen settings and the YAML that they are read from."""
 
+import math
 import re
 from pathlib import Path
 from typing import get_args
 
 import pydantic
 import yaml
+
+MOST_BASES = 16  # of a config, one upon the other
 
 
 class Settings(pydantic.BaseModel):
@@ -30,8 +33,22 @@ def explain(error: pydantic.ValidationError, root: type[Settings]) -> list[str]:
     return lines
 
 
+_NUMBERS = {  # YAML 1.2: in PyYAML `1e-4` is a string, 010 is 8 and 1:30 is 90
+    "tag:yaml.org,2002:int": re.compile(r"^[-+]?[0-9]+$"),
+    "tag:yaml.org,2002:float": re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|nan)$"),
+}
+_RESOLVERS = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _first in "-+.0123456789":
+    _RESOLVERS[_first] = [*_RESOLVERS.get(_first, []), *_NUMBERS.items()]
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats and no key twice: in PyYAML `1e-4` without a dot is a string, and the last of two keys wins."""
+    """YAML 1.2 numbers and no key twice: in PyYAML the last of two keys wins."""
+
+    yaml_implicit_resolvers = _RESOLVERS
 
     def construct_mapping(self, node, deep=False):
         seen = []
@@ -45,19 +62,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for something else."""
+
+    yaml_implicit_resolvers = _RESOLVERS
 
 
 def parse_yaml(text: str):
     """`text` as plain Python values; `1e-4` is a float. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+
+
+def dump_yaml(value: object) -> str:
+    """Plain values in one line, which `parse_yaml` reads back."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def read_yaml(path) -> dict:
     """The mapping in the YAML file `path`. Raises FileNotFoundError, or ValueError naming the file."""
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         raise FileNotFoundError(f"{path}: no such config file")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
@@ -83,10 +114,19 @@ def read_config(path, root: type[Settings], above: tuple[Path, ...] = ()) -> dic
         return values
     if not isinstance(base, str):
         raise ValueError(f"{path}: base: expected the name of a file, found {base!r}")
+    if len(above) >= MOST_BASES:
+        raise ValueError(f"{path}: more than {MOST_BASES} bases upon each other")
     ground = path.parent / base
-    if not ground.is_file():
+    if not _is_file(ground):
         raise FileNotFoundError(f"{path}: base: no such file {ground}")
     return _merged(read_config(ground, root, (*above, path.resolve())), values, root)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False
 
 
 def _merged(ground: dict, own: dict, section: type[Settings]) -> dict:

@@ -10,6 +10,7 @@ import torch
 
 from utils import (
     autocast,
+    check_folder,
     first_on_machine,
     has_bfloat16,
     join_processes,
@@ -165,3 +166,11 @@ def test_tests_cannot_leave_this_machine():
         socket.getaddrinfo("example.org", 443)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         assert client.getpeername() == server.getsockname()
+
+
+def test_a_file_where_a_folder_shall_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(ValueError, match=f"--out {path}: {tmp_path / 'file'} is a file, expected a folder"):
+            check_folder(path, "--out")
+    assert check_folder(tmp_path / "new" / "one", "--out") == tmp_path / "new" / "one"

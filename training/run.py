@@ -28,7 +28,7 @@ from config import DataConfig, TrainingConfig
 from maskgit.dataset import ImageDataset, Store
 from models.checkpoint import load_tensors, read_weights, replace_file, save_weights
 from models.distributed import mean, rank, world
-from utils import first_on_machine, log, mix, profile
+from utils import first_on_machine, log, mix, one_line, profile
 
 VAL_SEED = 2**31  # of the holes to validate on, which no training draws from
 
@@ -211,8 +211,10 @@ class Run:
             raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.checkpoint}: not a checkpoint ({error})") from error
+        except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.checkpoint}: not a checkpoint ({one_line(error)})") from error
+        if not isinstance(state, dict) or not {"steps_an_epoch", "step", "best"} <= state.keys():
+            raise ValueError(f"{self.checkpoint}: not a checkpoint of a training")
         if state["steps_an_epoch"] != self.per_epoch:
             raise ValueError(
                 f"{self.checkpoint}: {state['steps_an_epoch']} steps an epoch, now {self.per_epoch}: "
@@ -224,8 +226,8 @@ class Run:
                     group.update(options)
             for key, thing in self.stateful.items():
                 thing.load_state_dict(state[key])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.checkpoint}: does not fit this config: {error}") from error
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint}: does not fit this config: {one_line(error)}") from error
         self._schedule()
         self.step, self.best = state["step"], state["best"]
         log.info(f"resumed {self.checkpoint} at step {self.step} of {self.steps}")

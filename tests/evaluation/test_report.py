@@ -154,3 +154,10 @@ def test_decoding_seeds_are_told_by_family_where_they_differ():
     lines = [line("a", "walk", seed=0), line("a", "walk", seed=1), line("a", "box", seed=0), line("b", "walk", seed=2)]
     none = [line("Telea", "walk", seed=None)]
     assert report.decoding_seeds(lines + none) == "a: walk 0, 1, box 0; b: 2"
+
+
+def test_a_line_that_is_there_is_not_added_again(tmp_path):
+    line = Line("ours", "box", 0, 5, "key", {"psnr": 1.0}, {"kind": "inpainting"})
+    for other in (line, line, Line("ours", "box", 0, 5, "key", {"psnr": 2.0}, {"kind": "inpainting"})):
+        report.add_line(tmp_path / "rows.csv", other)
+    assert report.read_lines(tmp_path / "rows.csv") == [line]

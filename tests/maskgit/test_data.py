@@ -10,6 +10,7 @@ from PIL import Image
 
 from maskgit.data import (
     GREY,
+    as_hole,
     file_number,
     list_images,
     open_upright,
@@ -277,3 +278,21 @@ def test_what_is_written_is_read_back(tmp_path, pixels):
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     write_image(tmp_path / "new" / "folder" / "x.png", to_pixels(image))
     assert torch.equal(ImageDataset(tmp_path / "new" / "folder").images, image[None])
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "known"),
+    [("L", np.uint8, 255), ("L", np.uint8, 1), ("I;16", np.uint16, 65535), ("I;16", np.uint16, 255),
+     ("I;16", np.uint16, 1), ("I", np.int32, 65535), ("I", np.int32, 255), ("I", np.int32, 1), ("F", np.float32, 1.0),
+     ("F", np.float32, 255.0)],
+)  # fmt: skip
+def test_a_mask_is_understood_in_the_range_that_it_uses(mode, dtype, known):
+    hole = np.array([[True, False, False], [True, True, False]])
+    picture = Image.fromarray(np.where(hole, 0, known).astype(dtype))
+    assert picture.mode == mode and np.array_equal(as_hole(picture), hole)
+
+
+def test_the_middle_of_the_range_divides():
+    for dtype, middle in ((np.uint8, 128), (np.uint16, 128 * 257)):
+        values = np.array([[0, middle - 1, middle, 255 * middle // 128]]).astype(dtype)
+        assert as_hole(Image.fromarray(values)).tolist() == [[True, True, False, False]]

@@ -5,11 +5,11 @@ import datetime
 import pydantic
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from models.settings import Settings, parse_yaml, read_yaml
+from models.settings import Settings, dump_yaml, parse_yaml, read_config, read_yaml
 
 
 class NetConfig(Settings):
@@ -140,3 +140,34 @@ def test_read_yaml_names_a_file_that_is_no_mapping(tmp_path, content, message):
 
 
 # Writing
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("-007", -7), ("1:30", "1:30"), ("0x10", "0x10"), ("1_000", "1_000")]
+)
+def test_numbers_are_those_of_yaml_1_2_and_decimal(text, value):
+    assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
+
+
+@settings(max_examples=200)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
+@example("1e-4")
+@example("010")
+@example("1:30")
+@example("null")
+@example(["yes", "2.", "-.inf", "2026-11-26", ""])
+def test_what_is_dumped_is_read_back(value):
+    assert parse_yaml(dump_yaml(value)) == value
+
+
+def test_what_is_nested_too_deeply_and_names_that_are_too_long_are_named(tmp_path):
+    (tmp_path / "deep.yml").write_text("a: " + "[" * 5000)
+    with pytest.raises(ValueError, match=r"deep\.yml: not valid YAML: nested too deeply"):
+        read_yaml(tmp_path / "deep.yml")
+    (tmp_path / "long.yml").write_text(f"base: {'x' * 300}.yml")
+    with pytest.raises(FileNotFoundError, match=r"long\.yml: base: no such file"):
+        read_config(tmp_path / "long.yml", NetConfig)
+    for number in range(20):
+        (tmp_path / f"{number}.yml").write_text(f"base: {number + 1}.yml")
+    with pytest.raises(ValueError, match=r"16\.yml: more than 16 bases upon each other"):
+        read_config(tmp_path / "0.yml", NetConfig)

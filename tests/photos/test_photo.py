@@ -249,6 +249,7 @@ def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
         (["--image", "cat.png", "--mask", "m", "--box", "1,1,1,1"], "not allowed with argument --mask"),
         (["--image", "cat.png", "--test-maskedimage-path", "a", "--test-mask-path", "b"], "exclude each other"),
         (["--image", "cat.png", "--samples", "0"], "--batch-size, --samples and --context must be at least 1"),
+        (["--image", "cat.png", "--context", "inf"], "--context must be at least 1, and finite"),
         (["--image", "cat.png", "--context", "nan"], "--batch-size, --samples and --context must be at least 1"),
         (["--image", "cat.png", "--box", "1,1,1"], "expected 4 integers with commas between, found 1,1,1"),
         (["--image", "cat.png", "--hole-color", "red"], "expected 3 integers with commas between, found red"),

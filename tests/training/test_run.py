@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import time
 
 import pytest
@@ -189,6 +190,18 @@ def test_a_resumed_run_keeps_what_was_logged_before(tmp_path, tiny_config_once):
     assert [(e.step, e.value) for e in events(tmp_path, "transformer").Scalars("val/score")] == [
         (2, 2), (4, 4), (6, 6), (8, 8),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", {"a": 1}, [1], 5, {"steps_an_epoch": 2}, None])
+def test_what_is_no_checkpoint_is_named(tmp_path, tiny_config_once, content):
+    run = tiny_run(tmp_path, tiny_config_once)
+    if isinstance(content, bytes):
+        run.checkpoint.write_bytes(content)
+    else:
+        torch.save(content, run.checkpoint)
+    with pytest.raises(ValueError, match=f"{re.escape(str(run.checkpoint))}: not a checkpoint") as raised:
+        run.resume()
+    assert "\n" not in str(raised.value)
 
 
 def test_a_run_that_is_complete_resumes_to_nothing(tmp_path, tiny_config_once):
