@@ -4,7 +4,8 @@ Shapes: images (b, 3, S, S) uint8, hole (b, 1, S, S) bool (True = missing), toke
 images whose holes hold a first guess, as `classical.paint` makes them.
 """
 
-from collections.abc import Callable, Generator, Sequence
+import operator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -183,7 +184,9 @@ class Completer(Codec):
         painted: Tensor | None = None,
     ) -> Generator[tuple[slice, State], None, InpaintingResult]:
         """`complete` for who shows it as it goes: yields what `on_step` is given, and returns the result."""
-        self._check(images, hole, seeds, samples, batch_size)
+        self._check(images, hole, painted)
+        check_numbers(samples=samples, batch_size=batch_size, margin=margin)
+        seeds = checked_seeds(seeds, len(images))
         decoding = decoding or self.decoding
         painted = self.paint(images, hole, decoding) if painted is None else painted
         size = images_at_once(self.device) if batch_size is None else batch_size
@@ -205,20 +208,32 @@ class Completer(Codec):
         filled = composite(raw, images[owner], hole[owner])
         return InpaintingResult(filled, raw, decided, confidence, hidden[owner])
 
-    def _check(self, images: Tensor, hole: Tensor, seeds: Sequence[int], samples: int, batch_size: int | None) -> None:
-        for name, given, dtype, channels in (("images", images, torch.uint8, 3), ("hole", hole, torch.bool, 1)):
+    def _check(self, images: Tensor, hole: Tensor, painted: Tensor | None) -> None:
+        kinds = ("images", images, torch.uint8, 3), ("hole", hole, torch.bool, 1), ("painted", painted, torch.uint8, 3)
+        for name, given, dtype, channels in kinds:
             shape = (len(images), channels, self.size, self.size)
-            if given.dtype != dtype or given.shape != shape:
+            if given is not None and (given.dtype != dtype or given.shape != shape):
                 raise ValueError(f"{name}: expected {dtype} {shape}, found {given.dtype} {tuple(given.shape)}")
         if not len(images):
             raise ValueError("images: expected at least one, found none")
-        self.check_numbers(len(images), seeds, samples, batch_size)
 
-    @staticmethod
-    def check_numbers(count: int, seeds: Sequence[int], samples: int, batch_size: int | None = None) -> None:
-        """Raises ValueError unless there is a seed for each of `count` images, and the others are at least 1."""
-        if len(seeds) != count or not all(isinstance(seed, Integral) and seed >= 0 for seed in seeds):
-            raise ValueError(f"seeds: expected an integer >= 0 for each of {count} images, found {list(seeds)}")
-        for name, number in (("samples", samples), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}: expected at least 1, found {number}")
+
+def checked_seeds(seeds: Sequence[int], images: int) -> list[int]:
+    """`seeds` as integers, one an image. Raises ValueError unless all are integers >= 0."""
+    try:
+        found = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        found = []
+    if len(found) != images or min(found, default=0) < 0:
+        told = list(seeds) if isinstance(seeds, Iterable) else seeds
+        raise ValueError(f"seeds: expected an integer >= 0 for each of {images} images, found {told}")
+    return found
+
+
+def check_numbers(**numbers: int | None) -> None:
+    """Raises ValueError, naming it, for a number that is neither None nor an integer of at least 1; `margin`: 0."""
+    for name, number in numbers.items():
+        least = 0 if name == "margin" else 1
+        whole = isinstance(number, Integral) and not isinstance(number, bool)
+        if number is not None and not (whole and number >= least):
+            raise ValueError(f"{name}: expected at least {least}, found {number!r}")

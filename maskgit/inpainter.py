@@ -97,7 +97,7 @@ class Inpainter(Completer):
         if hole.shape[2:] != images.shape[2:]:
             sizes = "images {3}x{2}, hole {7}x{6}".format(*images.shape, *hole.shape)
             raise ValueError(f"images and hole: expected one size, found {sizes}")
-        seeds = [seed + i for i in range(len(images))] if isinstance(seed, Integral) else list(seed)
+        seeds = [seed + i for i in range(len(images))] if isinstance(seed, Integral) else seed
         try:
             decoding = self.decoding.changed(
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, codes=codes, sampler=sampler,

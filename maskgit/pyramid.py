@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskgit.canvas import Canvas
-from maskgit.completion import Completer, InpaintingResult, sample_seed
+from maskgit.completion import Completer, InpaintingResult, check_numbers, checked_seeds, sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
@@ -95,7 +95,8 @@ def complete_pictures(
     decoding: DecodingConfig | None = None,
 ) -> InpaintingResult:
     """`Completer.complete` for images (b, 3, H, W) uint8 of any size, their hole (b, 1, H, W) bool."""
-    inpainter.check_numbers(len(images), seeds, samples)
+    check_numbers(samples=samples, margin=margin)
+    seeds = checked_seeds(seeds, len(images))
     owner = [image for image in range(len(images)) for _ in range(samples)]
     rows = [
         _completed(inpainter, to_pixels(images[image]), hole[image, 0].numpy(), own, decoding=decoding, margin=margin)

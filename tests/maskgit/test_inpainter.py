@@ -279,7 +279,7 @@ def test_pre_fill_changes_the_tokens_of_partly_missing_cells_alone_with_the_patc
         ({"steps": 3, "sweet_spot": 9}, "^sweet_spot = 9 must be at most steps = 3$"),
         ({"schedule": "sine"}, "^schedule: unknown schedule 'sine', expected one of: cosine, linear"),
         ({"sampler": "hilton"}, "sampler: .*'halton'"),
-        ({"margin": -1}, "margin -1"),
+        ({"margin": -1}, "margin: expected at least 0, found -1"),
         ({"token_rule": "most"}, "token_rule: .*'any' or 'majority'"),
     ],
 )
@@ -287,6 +287,12 @@ def test_what_does_not_fit_a_call_is_said_in_one_line(inpainters, changes, messa
     with pytest.raises(ValueError, match=message) as raised:
         inpainters["patch"](**{"images": noise(2), "hole": FULL} | changes)
     assert "\n" not in str(raised.value)
+
+
+def test_seeds_may_be_a_tensor_or_an_array(inpainters):
+    expected = inpainters["patch"](noise(2), FULL, seed=[3, 9]).tokens
+    for seeds in (torch.tensor([3, 9]), np.array([3, 9])):
+        assert torch.equal(inpainters["patch"](noise(2), FULL, seed=seeds).tokens, expected)
 
 
 def test_networks_that_do_not_fit_each_other_are_refused():
