@@ -216,7 +216,8 @@ def expected_codes(logits: Tensor, codebook: Tensor, config: DecodingConfig) -> 
         return F.embedding(logits.argmax(dim=1), codebook)
     p, ids = _tempered(logits, config)
     codebook = codebook.float()[: logits.shape[1]]
-    return p @ codebook if ids is None else (p[..., None] * F.embedding(ids, codebook)).sum(dim=1)
+    with torch.autocast(p.device.type, enabled=False):  # around a training, say
+        return p @ codebook if ids is None else (p[..., None] * F.embedding(ids, codebook)).sum(dim=1)
 
 
 def _tempered(logits: Tensor, config: DecodingConfig) -> tuple[Tensor, Tensor | None]:

@@ -505,6 +505,14 @@ def test_expected_codes_are_the_mean_under_the_probabilities_that_codes_are_draw
     assert torch.equal(final.tokens, drawn.tokens) and drawn.decodable is drawn.tokens
 
 
+def test_expected_codes_are_float32_inside_a_context_of_bfloat16():
+    tokens, hidden = problem(n=60)
+    config = DecodingConfig(codes="expected", total_iter=2)
+    outside = states(tokens=tokens, hidden=hidden, config=config)[-1].codes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(states(tokens=tokens, hidden=hidden, config=config)[-1].codes, outside)
+
+
 def test_expected_codes_are_those_of_the_moment_when_a_token_was_decided():
     tokens, hidden = problem(n=36, ratio=0.8)
     seen = []
