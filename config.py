@@ -159,6 +159,8 @@ class Config(Settings):
             raise ValueError("vqgan.decoder.pre_filled learns from holes as decoding shows them: set decoding.pre_fill")
         if self.vqgan_training.guesses.transformer and not self.vqgan_training.holes:
             raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
+        if self.vqgan_training.guesses.expected and not self.vqgan_training.guesses.transformer:
+            raise ValueError("vqgan_training.guesses.expected is of guesses: set vqgan_training.guesses.transformer")
         if self.vqgan_training.blank and (self.vqgan_training.guesses.transformer or not self.vqgan_training.holes):
             raise ValueError("vqgan_training.blank hides tokens: set vqgan_training.holes, and no guesses")
         if self.transformer.tokens != self.vqgan.grid**2:

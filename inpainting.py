@@ -166,6 +166,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
 
     Ends the program where flags do not go together, or one of them would do nothing.
     """
+    other = {"context"} if args.tiling == "windows" else {"coarse", "feather"}
+    if args.image and (idle := other & flags):
+        told = ", ".join(f"--{name}" for name in sorted(idle))
+        parser.error(f"{told}: would do nothing with --tiling {args.tiling}")
     if args.image and args.test_maskedimage_path:
         parser.error("--image and --test-maskedimage-path exclude each other")
     if not args.image and (args.mask or args.hole_color or args.box):
@@ -279,9 +283,9 @@ def fill_photos(
                     batch_size=args.batch_size, margin=args.margin,
                     on_step=lambda share, bar=bar: bar.update(share - bar.n),
                 )  # fmt: skip
-            notes, changed = photo.notes + notes, grown(photo, args.feather)
+            notes = photo.notes + notes
             for path, pixels in zip(targets, pictures, strict=True):
-                notes += write_photo(path, changed, pixels)
+                notes += write_photo(path, photo, pixels, args.feather)
                 tqdm.write(f"{image} -> {path}")
         except (ValueError, OSError) as error:
             done = False

@@ -53,8 +53,8 @@ class Figures:
     of_images: dict[str, Tensor]  # (N) float32 each
 
     def means(self) -> dict[str, float]:
-        """All figures, those of images averaged; a NaN, which is no figure, is left out."""
-        means = {name: float(values.mean()) for name, values in self.of_images.items()}
+        """All figures, those of images averaged; a NaN, which is no figure of an image, is left out."""
+        means = {name: float(values.nanmean()) for name, values in self.of_images.items()}
         return {name: value for name, value in (self.of_set | means).items() if not math.isnan(value)}
 
     def by_hole_size(self, hole: Tensor) -> dict[str, float]:

@@ -97,6 +97,8 @@ class Method(Settings):
         if self.kind == "one_pass":
             taken |= {"decoding"}
         needless = self.model_fields_set - taken
+        if self.tiling == "squares" and "coarse" in self.model_fields_set:
+            raise ValueError(f"method {self.name}: coarse is of windows, not of squares")
         if self.kind != "inpainting" and needless:
             raise ValueError(f"method {self.name}: kind {self.kind} takes no {', '.join(sorted(needless))}")
         return self
@@ -175,19 +177,15 @@ def complete(
 def complete_photo(
     method: Method, networks: Inpainter | None, pixels: np.ndarray, hole: np.ndarray, seed: int
 ) -> np.ndarray:
-    """The method's way with a photograph (H, W, 3) uint8 of any size, whose hole (H, W) bool it does not see.
-
-    Raises ValueError for a kind that fills images of the model's size alone.
-    """
+    """The method's way with a photograph (H, W, 3) uint8 of any size, whose hole (H, W) bool it does not see: that of a
+    classical method or of kind inpainting."""
     masked = np.where(hole[..., None], np.uint8(GREY), pixels)
     if method.kind in classical.METHODS:
         return np.where(hole[..., None], classical.METHODS[method.kind](masked, hole), pixels)
-    if method.kind != "inpainting":
-        raise ValueError(f"method {method.name}: kind {method.kind} fills no photographs of any size")
     photo = read_photo(Image.fromarray(masked), mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
     options = {"tiling": method.tiling, "coarse": method.coarse, "margin": method.margin}
-    (filled,), _ = fill_photo(networks, photo, seed, 1, decoding_of(method, networks), **options)
-    return filled
+    completions, _ = fill_photo(networks, photo, seed, method.mean_of, decoding_of(method, networks), **options)
+    return np.mean(completions, axis=0).round().astype(np.uint8)
 
 
 def leak(codec: Codec, tokens: Tensor, truth: Tensor, hole: Tensor) -> dict[str, float]:

@@ -16,8 +16,10 @@ from evaluation.methods import Method, complete_photo
 from evaluation.metrics import hole_gradient, hole_l1, hole_psnr, seam_error
 from evaluation.report import Line
 from evaluation.sweeps import Entry, Sweep, SweepConfig, open_networks
+from maskgit import classical
 from maskgit.data import list_images, read_image, to_float
 from maskgit.photo_holes import photo_hole
+from maskgit.pyramid import VERSION
 from models.checkpoint import file_hash
 from models.perceptual import Perceptual
 from utils import mix, pick_device
@@ -80,12 +82,21 @@ class PhotoSweep(Sweep):
             for family in data.generated
         }
         self.networks = open_networks(config.rows, device, precision)
+        for method in config.rows:
+            if method.kind != "inpainting" and method.kind not in classical.METHODS:
+                raise ValueError(f"method {method.name}: kind {method.kind} fills no photographs of any size")
+            networks = self.networks[method.name]
+            if networks and method.tiling == "windows" and networks.vqgan.config.encoder.kind != "patch":
+                raise ValueError(f"method {method.name}: windows need an encoder that sees each patch alone")
         self.device, self.precision = pick_device(device), precision
         self.evaluator = PhotoEvaluator(self.truth, config.evaluator.lpips_weights, self.device)
 
     def settings(self, method: Method) -> dict:
         own = super().settings(method)
-        return own | method.model_dump(include={"tiling", "coarse"}) if method.kind == "inpainting" else own
+        if method.kind != "inpainting":
+            return own
+        own["tiling"] = method.tiling
+        return own | ({"coarse": method.coarse, "windows": VERSION} if method.tiling == "windows" else {})
 
     def digest(self, holes: list[np.ndarray]) -> str:
         return hashlib.sha256("".join(digest(torch.from_numpy(hole)) for hole in holes).encode()).hexdigest()[:16]

@@ -326,7 +326,7 @@ def by_total_iter(families: dict[str, list[Line]]) -> dict[str, dict[str, dict[i
         for line in own:
             decoding = dict(line.settings.get("decoding", {}))
             steps, stop = (decoding.pop(name, None) for name in ("total_iter", "sweet_spot"))
-            if steps and steps != AUTO and stop in (steps, None):
+            if steps and steps != AUTO and stop in (steps, None) and "fd_vgg16" in line.figures:
                 rest = json.dumps(line.settings | {"decoding": decoding}, sort_keys=True)
                 groups.setdefault(rest, {}).setdefault(steps, []).append(line)
         series = {

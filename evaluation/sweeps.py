@@ -83,6 +83,13 @@ class SweepConfig(Settings):
             values["evaluator"] = values.pop("judge") | values.get("evaluator", {})
         return values
 
+    @pydantic.model_validator(mode="after")
+    def _tiles_photographs(self):
+        for method in self.rows:
+            if not self.data.whole and (given := {"tiling", "coarse"} & method.model_fields_set):
+                raise ValueError(f"method {method.name}: {', '.join(given)} is of whole photographs (data.whole)")
+        return self
+
     @pydantic.field_validator("rows")
     @classmethod
     def _one_name_each(cls, methods: tuple[Method, ...]):

@@ -4,8 +4,7 @@
     hole    (H, W) bool       True = missing
     cells   n of f x f pixels, those that `windows.Windows` cover; a token each
 
-H and W are made multiples of f, and at least the model's size, by repeating the border; what is more than a cell beyond
-the border counts as missing.
+H and W are made multiples of f, and at least the model's size, by mirroring the picture at its border.
 """
 
 from collections.abc import Iterator
@@ -30,8 +29,9 @@ class Canvas:
     """A picture's hole in the making.
 
     guess (H, W, 3) uint8: what the hole is painted with, for the encoder and the decoder; None: as `Completer.paint`
-        does. With `trust` > 0 codes near to those of the guess are more probable: trust times the cosine of their
-        vectors is added to the logits.
+        does
+    trusted (H, W) bool: where the guess is to be followed: codes near to it are more probable there, as trust times the
+        cosine of their vectors is added to the logits; None: nowhere
     decoding, margin, batch_size: as of `Completer.complete`
 
     Raises ValueError without a missing pixel, and for a VQGAN whose tokens depend on more than their patch.
@@ -45,6 +45,7 @@ class Canvas:
         decoding: DecodingConfig | None = None,
         *,
         guess: np.ndarray | None = None,
+        trusted: np.ndarray | None = None,
         trust: float = 0.0,
         margin: int = 0,
         batch_size: int | None = None,
@@ -52,15 +53,15 @@ class Canvas:
         config = inpainter.vqgan.config
         if config.encoder.kind != "patch":
             raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
-        self.inpainter, self.decoding, self.trust = inpainter, decoding or inpainter.decoding, trust
+        self.inpainter, self.decoding = inpainter, decoding or inpainter.decoding
         self.batch_size = images_at_once(inpainter.device) if batch_size is None else batch_size
         self.pixels, self.hole, self.factor = pixels, hole, config.factor
-        padded, missing = _padded(pixels, config.image_size, self.factor), _beyond(hole, config.image_size, self.factor)
+        padded, missing = (self._padded(array) for array in (pixels, hole))
         images, holes = torch.from_numpy(padded).permute(2, 0, 1)[None], torch.from_numpy(missing)[None, None]
         if guess is None:
             painted = to_pixels(inpainter.paint(images, holes, self.decoding)[0])
         else:
-            painted = np.where(missing[..., None], _padded(guess, config.image_size, self.factor), padded)
+            painted = np.where(missing[..., None], self._padded(guess), padded)
         grid = tuple(length // self.factor for length in missing.shape)
         hidden = to_hidden(holes, grid, margin, self.decoding.token_rule).view(grid)
         wanted = hidden | to_hidden(holes, grid).view(grid)
@@ -73,7 +74,10 @@ class Canvas:
             shown = self.painted.masked_fill(self.missing, GREY)
         latents = torch.cat([self._latents(part) for part in shown.split(CELLS)])  # (n, e)
         self.tokens = inpainter.vqgan.codebook.nearest(latents)[None]  # (1, n)
-        self.latents = latents if trust else None
+        self.pull = None  # (n, e): what is added to the logits, times the codes
+        if trusted is not None:
+            follow = self.windows.gather(self._padded(trusted)[..., None]).flatten(1).any(dim=1, keepdim=True)
+            self.pull = trust * latents * follow.to(latents.device)
 
     @torch.no_grad()
     def _latents(self, cells: Tensor) -> Tensor:
@@ -84,12 +88,10 @@ class Canvas:
     def predict(self, tokens: Tensor):
         """What `decoding.sample` is given: logits of the hidden cells of (b, n), in chunks."""
         for row in tokens:
-            start, hidden = 0, None if self.latents is None else self.latents[row == self.inpainter.transformer.mask_id]
+            start, pull = 0, None if self.pull is None else self.pull[row == self.inpainter.transformer.mask_id]
             for logits in self._predictor(row[None]):
                 rows = slice(start, start + len(logits))
-                if hidden is not None:
-                    logits = logits + self.trust * hidden[rows] @ self.inpainter.codebook.T
-                yield logits
+                yield logits if pull is None else logits + pull[rows] @ self.inpainter.codebook.T
                 start = rows.stop
 
     def _predictor(self, tokens: Tensor):
@@ -117,7 +119,7 @@ class Canvas:
 
     def decoded(self, cells: Tensor) -> np.ndarray:
         """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 wherever these are."""
-        padded = _padded(self.pixels, self.inpainter.size, self.factor)
+        padded = self._padded(self.pixels)
         self.windows.scatter(cells, padded)
         height, width = self.hole.shape
         return padded[:height, :width]
@@ -135,16 +137,8 @@ class Canvas:
         share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
         return (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
 
-
-def _padded(array: np.ndarray, size: int, factor: int) -> np.ndarray:
-    """A picture's array (H, W, ...) with its border repeated to multiples of `factor`, at least `size`."""
-    beyond = [(0, max(size, -(-length // factor) * factor) - length) for length in array.shape[:2]]
-    return np.pad(array, [*beyond, (0, 0)][: array.ndim], mode="edge")
-
-
-def _beyond(hole: np.ndarray, size: int, factor: int) -> np.ndarray:
-    """`hole` like `_padded`, missing from the first cell on that lies outside the picture."""
-    padded = _padded(hole, size, factor)
-    height, width = (-(-length // factor) * factor for length in hole.shape)
-    padded[height:], padded[:, width:] = True, True
-    return padded
+    def _padded(self, array: np.ndarray) -> np.ndarray:
+        """A picture's array (H, W, ...), mirrored to multiples of f, at least the model's size."""
+        size, factor = self.inpainter.size, self.factor
+        beyond = [(0, max(size, -(-length // factor) * factor) - length) for length in array.shape[:2]]
+        return np.pad(array, [*beyond, (0, 0)][: array.ndim], mode="symmetric")

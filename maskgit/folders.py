@@ -138,9 +138,14 @@ class Options:
 
 
 def refuse_inputs(inputs: Folders, options: Options) -> None:
-    """Raises ValueError where a folder that `inpaint` writes to is one that `inputs` come from."""
-    written = ["", "test_results", "raw", "confidence", "samples", *Sheets.FOLDERS]
-    refuse_overwriting(inputs.folders, [*filter(None, [options.predicted]), *(options.out / name for name in written)])
+    """Raises ValueError where a folder that `inpaint` writes to is one that `inputs` come from, or holds one of their
+    files, under whatever name."""
+    written = [options.out, *(options.out / name for name in ("test_results", "raw", "confidence", "samples", "truth"))]
+    written += [options.out / name for name in Sheets.FOLDERS] + ([options.predicted] if options.predicted else [])
+    truth = inputs.truth if isinstance(inputs.truth, list) else []
+    files = [*inputs.folders, *(path for both in inputs.pairs for path in both), *truth]
+    there = [path for folder in written if folder.is_dir() for path in folder.iterdir()]
+    refuse_overwriting(files, [*written, *there])
 
 
 def inpaint(

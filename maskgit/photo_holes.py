@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maskgit.masks import known_name
 
+TRIES = 1000  # at a hole that is neither empty nor everything
 AROUND = 3  # a model's window is cut out of a hole so many times as wide
 
 
@@ -118,8 +119,9 @@ def window_holes(family: str, count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def _some(draw: Callable[[], np.ndarray]) -> np.ndarray:
-    """The first hole drawn that is neither empty nor everything."""
-    while True:
+    """The first hole drawn that is neither empty nor everything. Raises ValueError where none comes."""
+    for _ in range(TRIES):
         hole = draw()
         if hole.any() and not hole.all():
             return hole
+    raise ValueError(f"{hole.shape[1]}x{hole.shape[0]} pixels: too small for holes of this family")

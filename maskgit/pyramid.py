@@ -23,6 +23,7 @@ from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
 from utils import finish
 
+VERSION = 1  # of what comes out, counted up when the same settings come to give another picture
 THICK = 1 / 3  # of a window's side: a thicker hole is filled at half the scale first
 TRUST = 8.0  # in the guess from the coarser level, see `Canvas`
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
@@ -58,24 +59,30 @@ def fill_picture(
     """The picture with its hole filled, (H, W, 3) uint8, known pixels as they are; yields every iteration's Step.
 
     seed >= 0; decoding, margin, batch_size as of `Completer.complete`; `coarse` False fills at the picture's own scale
-    alone; `feather` known pixels around the hole are blended with the decoder's. What it takes in time and memory grows
-    with the hole and what is around it, not with the picture. `level` and `span`, its part of the work, are its own: it
-    calls itself for coarser scales.
+    alone; `feather` known pixels around the hole, at most half a window, are blended with the decoder's. `level` and
+    `span`, its part of the work, are its own: it calls itself for coarser scales.
+
+    Networks see windows over the hole alone; the rest of the work, and the memory, grow with the rectangle around the
+    hole, not with the picture. Raises ValueError for another feather, and what `Canvas` raises.
     """
     options = {"trust": trust, "margin": margin, "batch_size": batch_size}
+    if not 0 <= feather <= inpainter.size // 2:  # what windows over the hole see for sure
+        raise ValueError(f"feather {feather}: expected 0 to {inpainter.size // 2} pixels")
     rows, columns = place = _around(hole, inpainter.size, inpainter.vqgan.config.factor)
-    part, missing, guess = pixels[rows, columns], hole[rows, columns], None
-    if coarse and (boxes := thick_parts(missing, inpainter.size)):
-        guess, left = part.copy(), missing.copy()
-        ends = np.linspace(span[0], sum(span) / 2, len(boxes) + 1).tolist()  # coarser scales: half of the work
+    part, missing, guess = pixels[rows, columns], hole[rows, columns], {}
+    smaller = [(box, thick, *halved(part[box], missing[box])) for box, thick in thick_parts(missing, inpainter.size)]
+    smaller = [each for each in smaller if coarse and not each[3].all()]  # from nothing known comes no guess
+    if smaller:
+        rough, trusted = part.copy(), np.zeros_like(missing)
+        ends = np.linspace(span[0], sum(span) / 2, len(smaller) + 1).tolist()  # coarser scales: half of the work
         span = ends[-1], span[1]
-        for (box, thick), *own in zip(boxes, ends, ends[1:], strict=False):
-            smaller, further = halved(part[box], missing[box]), {"level": level + 1, "span": tuple(own)}
-            rough = yield from fill_picture(inpainter, *smaller, seed, decoding, **further, **options)
-            guess[box][thick] = doubled(rough, thick.shape)[thick]
-            left[box] &= ~thick
-        guess = _painted(inpainter, guess, left, decoding)
-    canvas = Canvas(inpainter, part, missing, decoding, guess=guess, **options)
+        for (box, thick, *half), *own in zip(smaller, ends, ends[1:], strict=False):
+            further = {"level": level + 1, "span": tuple(own)}
+            found = yield from fill_picture(inpainter, *half, seed, decoding, **further, **options)
+            rough[box][thick] = doubled(found, thick.shape)[thick]
+            trusted[box] |= thick
+        guess = {"guess": _painted(inpainter, rough, missing & ~trusted, decoding), "trusted": trusted}
+    canvas = Canvas(inpainter, part, missing, decoding, **guess, **options)
     for state in canvas.steps(seed):
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
         yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), place)
@@ -143,10 +150,14 @@ def thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarray]]:
 
     Rectangles that overlap are one.
     """
-    labels, count = ndimage.label(hole, NEIGHBOURS)
-    depth = ndimage.distance_transform_edt(hole)
-    deepest = ndimage.maximum(depth, labels, range(1, count + 1))
-    thick = np.isin(labels, 1 + np.flatnonzero(2 * deepest - 1 > THICK * size))
+    labels, _ = ndimage.label(hole, NEIGHBOURS)
+    thick = np.zeros_like(hole)
+    for number, extent in enumerate(ndimage.find_objects(labels), start=1):
+        if min(side.stop - side.start for side in extent) > THICK * size:  # or it cannot be
+            around = _grown(extent, hole.shape, 1)
+            mine = labels[around] == number
+            if 2 * ndimage.distance_transform_edt(mine).max() - 1 > THICK * size:
+                thick[around] |= mine
     boxes: list[Box] = []
     for extent in ndimage.find_objects(ndimage.label(thick, NEIGHBOURS)[0]):
         box = _grown(extent, hole.shape, 2 * size)

@@ -111,11 +111,18 @@ class ImageFile:
             return None
         return np.ascontiguousarray(turn(alpha, self.orientation).astype(np.uint8))
 
-    def filled(self, pixels: np.ndarray, hole: np.ndarray) -> "ImageFile":
-        """This picture with `pixels` where the hole is, opaque and in its own mode; everything else bit-identical."""
+    def filled(self, pixels: np.ndarray, hole: np.ndarray, beside: np.ndarray | None = None) -> "ImageFile":
+        """This picture with `pixels` where the hole is, opaque and in its own mode, and in `beside` (H, W) bool, which
+        stays as transparent as it is; everything else bit-identical."""
+        pixels, stored = turn_back(pixels, self.orientation), self.stored.copy()
+        if beside is not None:
+            beside = turn_back(beside, self.orientation)
+            values = self._own_values(pixels[beside])
+            if self.mode.partition(";")[0] in ("LA", "RGBA"):
+                values[:, -1] = stored[beside][:, -1]
+            stored[beside] = values
         hole = turn_back(hole, self.orientation)
-        stored = self.stored.copy()
-        stored[hole] = self._own_values(turn_back(pixels, self.orientation)[hole])
+        stored[hole] = self._own_values(pixels[hole])
         return replace(self, stored=stored)
 
     def _own_values(self, colours: np.ndarray) -> np.ndarray:

@@ -179,11 +179,13 @@ def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | N
 # --- writing ---
 
 
-def write_photo(path, photo: Photo, pixels: np.ndarray) -> list[str]:
-    """Writes the photo with `pixels` in its hole, in its own mode where the suffix's format has it, and returns notes.
+def write_photo(path, photo: Photo, pixels: np.ndarray, feather: int = 0) -> list[str]:
+    """Writes the photo with `pixels` in its hole and `feather` pixels around it, in its own mode where the suffix's
+    format has it, and returns notes.
 
     Size, orientation and colour profile are the file's; known values are bit-identical in lossless formats.
     Raises ValueError naming the file: an unknown suffix, the photo's own file, or one that cannot be written.
     """
     refuse_overwriting([Path(photo.name)], [Path(path)])
-    return write_image_file(path, photo.file.filled(pixels, photo.hole))
+    beside = ~photo.hole & (ndimage.distance_transform_edt(~photo.hole) <= feather) if feather else None
+    return write_image_file(path, photo.file.filled(pixels, photo.hole, beside))

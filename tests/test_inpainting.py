@@ -576,6 +576,16 @@ def test_results_never_go_into_the_folders_they_come_from(failure, lab, where):
     assert {path: path.read_bytes() for path in lab.csv.parent.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_results_never_replace_an_input_that_has_another_name_there(failure, lab, tmp_path, link):
+    name = lab.names[0]
+    (tmp_path / "out" / "test_results").mkdir(parents=True)
+    getattr(tmp_path / "out" / "test_results" / name, link)(lab.images / name)
+    before = (lab.images / name).read_bytes()
+    assert "is an input" in failure(*lab.flags)
+    assert (lab.images / name).read_bytes() == before
+
+
 def test_truth_of_another_shape_is_named(failure, lab):
     lines = lab.csv.read_text().splitlines()
     lab.csv.write_text("\n".join(lines[:4]) + "\n")

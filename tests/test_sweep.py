@@ -351,3 +351,9 @@ def test_a_sweep_may_take_a_window_of_each_image(config, tmp_path):
     made, again = (sweep.Sweep(load_config(config, changes, sweep.SweepConfig), "cpu", 0) for _ in range(2))
     assert made.truth.shape == (3, 3, 16, 16) and torch.equal(made.truth, again.truth)
     assert made.holes["box"].shape == (3, 1, 16, 16)
+
+
+def test_tilings_are_of_whole_photographs(config):
+    rows = [{"name": "tiled", "kind": "inpainting", "tiling": "windows"}]
+    with pytest.raises(ValueError, match=r"method tiled: tiling is of whole photographs \(data\.whole\)"):
+        load_config(config, {"rows": rows}, sweep.SweepConfig)

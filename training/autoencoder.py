@@ -114,8 +114,13 @@ class VQGANTrainer:
         parts = zip(*(x.split(64) for x in (images, hole, paint(images, hole, self.decoding.pre_fill))), strict=True)
         if not self.transformer:
             return [MicroBatch(*part) for part in parts]
-        soft = torch.arange(64) < self.settings.guesses.expected * 64
-        return [MicroBatch(*part, None, torch.arange(len(part[0])), soft[: len(part[0])]) for part in parts]
+        turns = (torch.arange(len(images) + 1) * self.settings.guesses.expected).floor()
+        soft = turns.diff() > 0  # evenly spread
+        starts = range(0, len(images), 64)
+        return [
+            MicroBatch(*part, None, torch.arange(len(part[0])), soft[start : start + 64])
+            for start, part in zip(starts, parts, strict=True)
+        ]
 
     def images(self, source: Tensor) -> Tensor:
         """uint8 -> float in [0, 1] on the device."""

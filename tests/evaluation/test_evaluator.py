@@ -52,6 +52,8 @@ def test_what_is_no_figure_is_left_out(stubs):
     images, everything = truth(), torch.ones(N, 1, SIZE, SIZE, dtype=torch.bool)  # nothing is known: there is no seam
     found = make(images, stubs)(images, everything).means()
     assert "l1" in found and not {"seam", "seam_gradient"} & found.keys()
+    everything[1:] = make_holes("box", N - 1, SIZE)  # those that have one count
+    assert make(images, stubs)(images.masked_fill(everything, 128), everything).means()["seam"] > 0
 
 
 def test_bins_are_of_a_tenth_of_the_pixels_and_hold_means_of_their_images(stubs):

@@ -7,7 +7,7 @@ import yaml
 from evaluator_stubs import Distance
 from PIL import Image
 from skimage.data import chelsea
-from tiny_networks import save, transformer, vqgan
+from tiny_networks import CONV, save, transformer, vqgan
 
 import sweep
 from config import load_config
@@ -54,6 +54,7 @@ def config(tmp_path, checkpoint, monkeypatch):
         "rows": [
             {"name": "Telea", "kind": "telea"}, {"name": "windows", "coarse": False, **ours},
             {"name": "coarse", **ours}, {"name": "squares", "tiling": "squares", **ours},
+            {"name": "two steps", "coarse": False, "decoding": {"total_iter": 2}, **ours},
         ],
     }  # fmt: skip
     (tmp_path / "photos.yml").write_text(yaml.safe_dump(values))
@@ -63,7 +64,7 @@ def config(tmp_path, checkpoint, monkeypatch):
 def test_each_photograph_is_filled_at_its_own_size_and_measured_near_its_hole(config, tmp_path):
     sweep.main(["--config", str(config), "--out", str(tmp_path / "out")])
     lines = read_lines(tmp_path / "out" / "rows.csv")
-    assert len(lines) == 2 * (1 + 3 * 2) and {line.n for line in lines} == {2}
+    assert len(lines) == 2 * (1 + 4 * 2) and {line.n for line in lines} == {2}
     assert len({line.key for line in lines}) == len(lines)
     made = PhotoSweep(load_config(config, {}, SweepConfig), "cpu", 0)
     hole = [photo_hole("spots", picture.shape[:2], 1, i) for i, picture in enumerate(PICTURES)]
@@ -114,9 +115,28 @@ def test_lpips_is_taken_in_the_hole_and_eight_pixels_around(monkeypatch):
         ({"data.masks": {"mine": "folder"}}, "whole photographs take generated families, no masks and no window"),
         ({"data.n": 3}, "data.n 3: there are 2 images"),
         ({"rows": [{"name": "grey", "kind": "masked"}]}, "method grey: kind masked fills no photographs"),
+        ({"rows": [{"name": "x", "kind": "inpainting", "tiling": "squares", "coarse": True}]}, "coarse is of windows"),
     ],
 )
 def test_what_does_not_fit_is_named(config, changes, told):
     with pytest.raises(ValueError, match=told):
-        made = PhotoSweep(load_config(config, changes, SweepConfig), "cpu", 0)
-        made.measure(made.entries()[0])
+        PhotoSweep(load_config(config, changes, SweepConfig), "cpu", 0)
+
+
+def test_windows_over_an_encoder_that_sees_more_than_a_patch_are_refused_at_once(config, tmp_path):
+    torch.manual_seed(1)
+    (tmp_path / "conv").mkdir()
+    conv = save(tmp_path / "conv", vqgan(CONV), transformer())
+    rows = [{"name": "x", "kind": "inpainting", "checkpoint": str(conv)}]
+    with pytest.raises(ValueError, match="method x: windows need an encoder that sees each patch alone"):
+        PhotoSweep(load_config(config, {"rows": rows}, SweepConfig), "cpu", 0)
+    PhotoSweep(load_config(config, {"rows": [rows[0] | {"tiling": "squares"}]}, SweepConfig), "cpu", 0)
+
+
+def test_the_mean_of_completions_is_their_mean(checkpoint):
+    networks, pixels = Inpainter.from_pretrained(checkpoint, "cpu"), PICTURES[1]
+    hole = photo_hole("spots", pixels.shape[:2], 0)
+    photo = read_photo(Image.fromarray(pixels), mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    three, _ = fill_photo(networks, photo, 5, 3, tiling="windows")
+    found = complete_photo(Method(name="x", kind="inpainting", mean_of=3), networks, pixels, hole, 5)
+    assert np.array_equal(found, np.mean(three, axis=0).round()) and not np.array_equal(found, three[0])

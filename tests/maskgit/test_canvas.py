@@ -68,9 +68,21 @@ def test_known_pixels_stay_and_all_of_the_hole_is_decoded(inpainter, hole):
 def test_pictures_smaller_than_the_model_are_filled_too(inpainter, shape):
     hole = np.zeros(shape, dtype=bool)
     hole[0, 0] = True
-    pixels = PICTURE[:1, :1].repeat(shape[0], 0).repeat(shape[1], 1)
+    pixels = np.random.default_rng(0).integers(256, size=(*shape, 3), dtype=np.uint8)
     filled = filled_by(Canvas(inpainter, pixels, hole))
     assert filled.shape == (*shape, 3) and np.array_equal(filled[~hole], pixels[~hole])
+    other = np.where(hole[..., None], 255 - pixels, pixels)
+    again = filled_by(Canvas(inpainter, other, hole))
+    assert np.array_equal(again, filled) and not np.array_equal(filled[hole], pixels[hole])
+
+
+def test_beyond_the_border_the_picture_is_mirrored_and_asks_for_no_iterations(inpainter):
+    hole = hole_at((3, 3, 5, 5), shape=(10, 11))
+    canvas = Canvas(inpainter, PICTURE[:10, :11], hole, inpainter.decoding.changed(total_iter="auto"))
+    assert len(list(canvas.steps(0))) == 1 and canvas.windows.shape == (GRID, GRID)
+    painted = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+    canvas.windows.scatter(canvas.painted, painted)
+    assert np.array_equal(painted[10:12], painted[8:10][::-1]) and np.array_equal(painted[:, 11], painted[:, 10])
 
 
 def test_windows_far_from_the_hole_are_never_computed(inpainter, monkeypatch):
@@ -122,13 +134,16 @@ def test_without_a_guess_the_hole_is_painted_as_the_inpainter_paints(inpainter):
     assert np.array_equal(painted[hole], navier_stokes(grey, hole)[hole])
 
 
-def test_all_trust_takes_the_codes_of_the_guess(inpainter):
-    hole, guess = hole_at((8, 8, 32, 40)), 255 - PICTURE
-    canvas = Canvas(inpainter, PICTURE, hole, guess=guess, trust=1e4)
+def test_all_trust_takes_the_codes_of_the_guess_where_it_is_trusted(inpainter):
+    hole, guess = hole_at((8, 8, 32, 24), (8, 40, 32, 56)), 255 - PICTURE
+    left = hole & hole_at((0, 0, 45, 30))
+    canvas = Canvas(inpainter, PICTURE, hole, guess=guess, trusted=left, trust=1e4)
     *_, state = canvas.steps(0)
-    assert torch.equal(state.tokens, canvas.tokens)  # those of the painted picture
-    *_, free = Canvas(inpainter, PICTURE, hole, guess=guess).steps(0)
-    assert not torch.equal(free.tokens, canvas.tokens)
+    cells = canvas.windows.cells[:, 1] < 8
+    assert torch.equal(state.tokens[:, cells], canvas.tokens[:, cells])  # those of the painted picture
+    assert not torch.equal(state.tokens[:, ~cells], canvas.tokens[:, ~cells])
+    *_, free = Canvas(inpainter, PICTURE, hole, guess=guess, trust=1e4).steps(0)
+    assert not torch.equal(free.tokens[:, cells], canvas.tokens[:, cells])
 
 
 def test_an_encoder_that_sees_more_than_a_patch_is_refused():
@@ -160,6 +175,26 @@ def test_thick_parts_are_those_that_a_window_does_not_bridge():
     assert len(thick_parts(near, SIZE)) == 1  # one rectangle for both
 
 
+@pytest.mark.parametrize("options", [{"coarse": False}, {}])
+def test_without_a_coarser_scale_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter, options):
+    images, hole = noise(1, seed=4), make_holes("thin", 1, SIZE)
+    expected = inpainter.complete(images, hole, [7]).images[0]
+    filled = finish(fill_picture(inpainter, to_pixels(images[0]), hole[0, 0].numpy(), 7, **options))
+    assert np.array_equal(filled, to_pixels(expected)) and thick_parts(hole[0, 0].numpy(), SIZE) == []
+
+
+def test_scales_at_which_nothing_is_known_are_left_out(inpainter):
+    pixels, hole = np.tile(PICTURE, (3, 3, 1))[:100, :100], np.ones((100, 100), dtype=bool)
+    hole[50, 50] = False
+    assert {step.level for step in fill_picture(inpainter, pixels, hole)} == {0}
+
+
+@pytest.mark.parametrize("feather", [-1, SIZE // 2 + 1])
+def test_feathers_wider_than_what_windows_see_for_sure_are_refused(inpainter, feather):
+    with pytest.raises(ValueError, match=f"feather {feather}: expected 0 to 8 pixels"):
+        finish(fill_picture(inpainter, PICTURE, hole_at((3, 3, 6, 6)), feather=feather))
+
+
 def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
     pixels = np.tile(PICTURE, (4, 4, 1))
     hole = hole_at((60, 60, 110, 120), (3, 3, 6, 6), shape=pixels.shape[:2])
@@ -182,13 +217,14 @@ def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatc
 
     monkeypatch.setattr("maskgit.pyramid.Canvas", canvas)
     coarse, fine = (step for step in fill_picture(inpainter, pixels, hole) if not step.state.hidden.any())
-    assert [options["guess"] is None for options in given] == [True, False]
-    guess = given[1]["guess"]  # of what is within a window of the hole
+    assert ["guess" in options for options in given] == [False, True]
+    guess, trusted = given[1]["guess"], given[1]["trusted"]  # of what is within a window of the hole
     rough = coarse.canvas.paste(coarse.canvas.decode(coarse.state.decodable[0]))
     (box, thick), = thick_parts(fine.canvas.hole, SIZE)
     assert np.array_equal(guess[box][thick], doubled(rough, thick.shape)[thick])
     thin = fine.canvas.hole.copy()
     thin[box] &= ~thick
+    assert np.array_equal(trusted, fine.canvas.hole & ~thin)
     grey = np.where(thin[..., None], np.uint8(128), guess)
     assert thin.any() and np.array_equal(guess[thin], navier_stokes(grey, thin)[thin])
 

@@ -49,3 +49,9 @@ def test_an_unknown_family_is_named():
         photo_hole("dust", (64, 64), 0)
     with pytest.raises(ValueError, match="unknown hole family 'walk'"):
         window_holes("walk", 1, 64)
+
+
+@pytest.mark.parametrize(("family", "shape"), [("scratches", (1, 1)), ("text", (200, 3)), ("objects", (9, 9))])
+def test_pictures_that_are_too_small_for_a_family_are_refused(family, shape):
+    with pytest.raises(ValueError, match=f"{shape[1]}x{shape[0]} pixels: too small for holes of this family"):
+        photo_hole(family, shape, 0)

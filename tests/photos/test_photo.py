@@ -133,6 +133,18 @@ def test_a_photo_is_written_in_its_own_mode_and_never_over_itself(tmp_path):
     assert "JPEG changes known pixels" in " ".join(write_photo(tmp_path / "out.jpg", photo, pixels))
 
 
+def test_feathered_pixels_stay_as_transparent_as_they_are(tmp_path):
+    clear = np.dstack((np.array(CAT), np.full(HOLE.shape, 40, np.uint8)))
+    photo = read_photo(Image.fromarray(clear), mask=MASK)
+    write_photo(tmp_path / "out.png", photo, np.full_like(photo.pixels, 200), feather=2)
+    with Image.open(tmp_path / "out.png") as file:
+        after = np.array(file)
+    distance = ndimage.distance_transform_edt(~HOLE)
+    near = (distance <= 2) & ~HOLE
+    assert (after[HOLE] == (200, 200, 200, 255)).all() and (after[near] == (200, 200, 200, 40)).all()
+    assert np.array_equal(after[distance > 2], clear[distance > 2])
+
+
 def test_a_transparent_hole_is_opaque_afterwards(tmp_path):
     clear = CAT.copy()
     clear.putalpha(MASK)
@@ -251,6 +263,9 @@ def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
         (["--image", "cat.png", "--samples", "0"], "--batch-size, --samples and --context must be at least 1"),
         (["--image", "cat.png", "--context", "inf"], "--context must be at least 1, and finite"),
         (["--image", "cat.png", "--context", "nan"], "--batch-size, --samples and --context must be at least 1"),
+        (["--image", "cat.png", "--context", "3", "--tiling", "windows"], "--context: would do nothing with --tiling"),
+        (["--image", "cat.png", "--feather", "3"], "--feather: would do nothing with --tiling squares"),
+        (["--image", "cat.png", "--no-coarse"], "--coarse: would do nothing with --tiling squares"),
         (["--image", "cat.png", "--box", "1,1,1"], "expected 4 integers with commas between, found 1,1,1"),
         (["--image", "cat.png", "--hole-color", "red"], "expected 3 integers with commas between, found red"),
     ],
