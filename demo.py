@@ -30,9 +30,10 @@ from maskgit.decoding_config import AUTO, SAMPLERS, STEPS
 from maskgit.folders import chelsea
 from maskgit.inpainter import PRETRAINED, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
-from photos.fill import Filling, StepPictures, shrinking
+from photos.fill import TILINGS
 from photos.image_file import read_image_file
-from photos.photo import read_photo, write_photo
+from photos.photo import Photo, read_photo, write_photo
+from photos.watch import WatchedSquares, WatchedWindows
 from utils import log, start_logging
 
 VIEW = 512  # pixels
@@ -117,8 +118,9 @@ def plain(error: Exception | str, path: str) -> str:
 class Page:
     """What the page's events do; `inpainter` serves everybody, a session has a picture file and its hole."""
 
-    def __init__(self, inpainter: Inpainter):
+    def __init__(self, inpainter: Inpainter, tiling: str = TILINGS[0]):
         self.inpainter = inpainter
+        self.watch = WatchedWindows if tiling == "windows" else WatchedSquares
 
     def open(self, path: str) -> Iterator[tuple[str, dict]]:
         """A picture file -> the session's picture, the editor's value."""
@@ -161,27 +163,26 @@ class Page:
             decoding = self.inpainter.decoding.changed(
                 total_iter=total, sweet_spot=stop, mask_func=schedule, sampler=sampler, temperature=temperature
             )
-            filling = Filling(self.inpainter, photo, int(seed), samples, decoding)
+            filling = self.watch(self.inpainter, photo, int(seed), samples, decoding)
         except ValueError as error:
             gr.Warning(plain(error, path), title="Not filled")
             yield tuple(gr.skip() for _ in range(5))
             return
         with tempfile.TemporaryDirectory() as folder:
-            yield from self._watch(filling, Path(folder) / Path(path).stem)
+            yield from self._watch(filling, Path(folder) / Path(path).stem, photo, samples)
 
-    def _watch(self, filling: Filling, stem: Path) -> Iterator[tuple]:
+    def _watch(
+        self, filling: WatchedSquares | WatchedWindows, stem: Path, photo: Photo, samples: int
+    ) -> Iterator[tuple]:
         """Yields what `fill` does; the pictures are files, as in `show`, whose names begin with `stem`."""
-        photo, samples = filling.photo, filling.samples
-        start, steps, film = time.perf_counter(), StepPictures(filling), []
+        start, film = time.perf_counter(), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
-        for rows, state in filling.steps():
-            steps.add(rows, state)
-            film[state.step - 1 :] = written(f"{stem}_film", steps.film(state.step), first=state.step)
-            bar = f"<div class='bar' style='width: {filling.share(rows, state):.0%}'></div>"
-            gallery = gr.Gallery(written(f"{stem}_now", steps.pictures()), columns=columns, selected_index=None)
-            told = f"<div>Step {state.step} of {filling.last(rows)}{bar}</div>"
-            yield told, gallery, film, None, gr.DownloadButton(visible=False)
-        notes = [*photo.notes, *shrinking(photo.name, filling.crops, self.inpainter.size)]
+        for share, told, first in filling.steps():
+            film[first - 1 :] = written(f"{stem}_film", filling.film(first), first=first)
+            bar = f"<div class='bar' style='width: {share:.0%}'></div>"
+            gallery = gr.Gallery(written(f"{stem}_now", filling.pictures()), columns=columns, selected_index=None)
+            yield f"<div>{told}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
+        notes = [*photo.notes, *filling.notes()]
 
         def keep(file: Path, pixels: np.ndarray) -> None:
             notes.extend(write_photo(file, photo, pixels))
@@ -191,7 +192,7 @@ class Page:
         lines = [f"{samples} completion{'s' * (samples > 1)} in {seconds:.1f} s, {share:.0%} of the picture"]
         lines += dict.fromkeys(plain(note, photo.name) for note in notes)
         gallery = gr.Gallery(shown, elem_classes=["small"] if max(photo.hole.shape) < VIEW // 2 else [])
-        maps = written(f"{stem}_confidence", steps.maps())
+        maps = written(f"{stem}_confidence", filling.maps())
         yield "<br>".join(map(html.escape, lines)), gallery, film, maps, download(shown[0][0], 1)
 
     def save(self, completions, event: gr.SelectData) -> gr.DownloadButton:
@@ -211,9 +212,9 @@ def download(file, number: int) -> gr.DownloadButton:
     return gr.DownloadButton(f"Download completion {number}", value=str(file), visible=True)
 
 
-def build(inpainter: Inpainter, folder: Path) -> gr.Blocks:
+def build(inpainter: Inpainter, folder: Path, tiling: str = TILINGS[0]) -> gr.Blocks:
     """The page; `folder` is where its sample pictures are written."""
-    page, samples, usual = Page(inpainter), sample_files(folder, inpainter.size), inpainter.decoding
+    page, samples, usual = Page(inpainter, tiling), sample_files(folder, inpainter.size), inpainter.decoding
     shown = {"show_label": False, "format": "png", "height": HEIGHT, "object_fit": "contain", "interactive": False}
     with gr.Blocks(
         title="maskgit-inpainting", analytics_enabled=False, delete_cache=(DAY, DAY), fill_width=True
@@ -295,6 +296,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add_flag(parser, "--checkpoint", default=PRETRAINED, metavar="DIR", type=Path,
              help="folder with vqgan.safetensors and transformer.safetensors (default: pretrained/cats64)")  # fmt: skip
+    parser.add_argument("--tiling", choices=TILINGS, default=TILINGS[0], help="as of inpainting.py --image")
     add_flag(
         parser, "--host", default="127.0.0.1", help="0.0.0.0: every machine that reaches this one (default: 127.0.0.1)"
     )
@@ -303,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            blocks = build(Inpainter.from_pretrained(args.checkpoint, args.device), Path(folder))
+            blocks = build(Inpainter.from_pretrained(args.checkpoint, args.device), Path(folder), args.tiling)
             log.info(f"http://{args.host}:{args.port} (Ctrl-C ends it)")
             serve(blocks, args.host, args.port)
         except (ValueError, OSError) as error:

@@ -2,6 +2,8 @@
 
     truth  pixels (H, W, 3) uint8 of each photograph
     holes  (H, W) bool of each, True = missing
+
+Lists of these: photographs differ in size.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ from evaluation.metrics import hole_gradient, hole_l1, hole_psnr, seam_error
 from evaluation.report import Line
 from evaluation.sweeps import Entry, Sweep, SweepConfig, open_networks
 from maskgit import classical
+from maskgit.canvas import check_encoder
 from maskgit.data import list_images, read_image, to_float
 from maskgit.photo_holes import photo_hole
 from maskgit.pyramid import VERSION
@@ -85,9 +88,8 @@ class PhotoSweep(Sweep):
         for method in config.rows:
             if method.kind != "inpainting" and method.kind not in classical.METHODS:
                 raise ValueError(f"method {method.name}: kind {method.kind} fills no photographs of any size")
-            networks = self.networks[method.name]
-            if networks and method.tiling == "windows" and networks.vqgan.config.encoder.kind != "patch":
-                raise ValueError(f"method {method.name}: windows need an encoder that sees each patch alone")
+            if method.kind == "inpainting" and method.tiling == "windows":
+                check_encoder(self.networks[method.name])
         self.device, self.precision = pick_device(device), precision
         self.evaluator = PhotoEvaluator(self.truth, config.evaluator.lpips_weights, self.device)
 

@@ -25,6 +25,12 @@ from utils import images_at_once
 CELLS = 4096  # encoded at once
 
 
+def check_encoder(inpainter: Completer) -> None:
+    """Raises ValueError for a VQGAN whose tokens depend on more than their patch: it has no grid of any size."""
+    if inpainter.vqgan.config.encoder.kind != "patch":
+        raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
+
+
 class Canvas:
     """A picture's hole in the making.
 
@@ -51,8 +57,7 @@ class Canvas:
         batch_size: int | None = None,
     ):
         config = inpainter.vqgan.config
-        if config.encoder.kind != "patch":
-            raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
+        check_encoder(inpainter)
         self.inpainter, self.decoding = inpainter, decoding or inpainter.decoding
         self.batch_size = images_at_once(inpainter.device) if batch_size is None else batch_size
         self.pixels, self.hole, self.factor = pixels, hole, config.factor

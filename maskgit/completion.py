@@ -85,9 +85,12 @@ class Codec:
     def shown(self, state: State) -> Tensor:
         """What `decode` makes a picture of an iteration of: its tokens (b, n), or code vectors (b, n, e), grey where a
         token is hidden."""
+        grey = self._grey
+        if grey.shape[1] != state.tokens.shape[1]:  # cells of windows, of an encoder that sees each patch alone
+            grey = grey[:, :1]
         if state.codes is None:
-            return torch.where(state.hidden, self._grey, state.tokens)
-        return torch.where(state.hidden[..., None], self.codebook[self._grey], state.codes)
+            return torch.where(state.hidden, grey, state.tokens)
+        return torch.where(state.hidden[..., None], self.codebook[grey], state.codes)
 
     @property
     def codebook(self) -> Tensor:

@@ -2,6 +2,8 @@
 
     result = Inpainter.from_pretrained("pretrained/cats64")(images, hole, steps=10, schedule="cosine", seed=0)
     result.pictures[0].save("filled.png")
+
+A call takes PIL pictures, numpy arrays and tensors, of any size.
 """
 
 from collections.abc import Sequence

@@ -20,9 +20,7 @@ def noise_weight(r: Tensor, config: DecodingConfig) -> Tensor:
     return (config.temperature * fading).float()
 
 
-def rank_score(
-    log_p: Tensor, uniform: Tensor, place: Tensor, n: int, weight: Tensor, config: DecodingConfig
-) -> Tensor:
+def rank_score(log_p: Tensor, uniform: Tensor, place: Tensor, n: int, weight: Tensor, config: DecodingConfig) -> Tensor:
     """What hidden tokens are ranked by, (m) float32, the highest is decided first.
 
     log_p and uniform (m) in [0, 1), place (m) long: which of the image's n tokens it is, weight (m) of the noise

@@ -39,6 +39,7 @@ class Step(NamedTuple):
     state: State
     share: float  # of the work that is done, in [0, 1]
     place: Box  # the canvas in the picture of its level
+    corner: tuple[int, int]  # row and column of its first pixel in the picture at its own scale
 
 
 def fill_picture(
@@ -55,12 +56,13 @@ def fill_picture(
     batch_size: int | None = None,
     level: int = 0,
     span: tuple[float, float] = (0.0, 1.0),
+    corner: tuple[int, int] = (0, 0),
 ) -> Generator[Step, None, np.ndarray]:
     """The picture with its hole filled, (H, W, 3) uint8, known pixels as they are; yields every iteration's Step.
 
     seed >= 0; decoding, margin, batch_size as of `Completer.complete`; `coarse` False fills at the picture's own scale
-    alone; `feather` known pixels around the hole, at most half a window, are blended with the decoder's. `level` and
-    `span`, its part of the work, are its own: it calls itself for coarser scales.
+    alone; `feather` known pixels around the hole, at most half a window, are blended with the decoder's. `level`,
+    `span`, its part of the work, and `corner` are its own: it calls itself for coarser scales.
 
     Networks see windows over the hole alone; the rest of the work, and the memory, grow with the rectangle around the
     hole, not with the picture. Raises ValueError for another feather, and what `Canvas` raises.
@@ -68,8 +70,9 @@ def fill_picture(
     options = {"trust": trust, "margin": margin, "batch_size": batch_size}
     if not 0 <= feather <= inpainter.size // 2:  # what windows over the hole see for sure
         raise ValueError(f"feather {feather}: expected 0 to {inpainter.size // 2} pixels")
-    rows, columns = place = _around(hole, inpainter.size, inpainter.vqgan.config.factor)
+    rows, columns = place = around(hole, inpainter.size, inpainter.vqgan.config.factor)
     part, missing, guess = pixels[rows, columns], hole[rows, columns], {}
+    corner = corner[0] + (rows.start << level), corner[1] + (columns.start << level)
     smaller = [(box, thick, *halved(part[box], missing[box])) for box, thick in thick_parts(missing, inpainter.size)]
     smaller = [each for each in smaller if coarse and not each[3].all()]  # from nothing known comes no guess
     if smaller:
@@ -77,7 +80,8 @@ def fill_picture(
         ends = np.linspace(span[0], sum(span) / 2, len(smaller) + 1).tolist()  # coarser scales: half of the work
         span = ends[-1], span[1]
         for (box, thick, *half), *own in zip(smaller, ends, ends[1:], strict=False):
-            further = {"level": level + 1, "span": tuple(own)}
+            there = corner[0] + (box[0].start << level), corner[1] + (box[1].start << level)
+            further = {"level": level + 1, "span": tuple(own), "corner": there}
             found = yield from fill_picture(inpainter, *half, seed, decoding, **further, **options)
             rough[box][thick] = doubled(found, thick.shape)[thick]
             trusted[box] |= thick
@@ -85,7 +89,7 @@ def fill_picture(
     canvas = Canvas(inpainter, part, missing, decoding, **guess, **options)
     for state in canvas.steps(seed):
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
-        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), place)
+        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), place, corner)
     filled = pixels.copy()
     filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather)
     return filled
@@ -121,7 +125,7 @@ def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed:
     if hole.any():
         latest: deque[Step] = deque(maxlen=1)
         filled = finish(fill_picture(inpainter, pixels, hole, seed, **options), latest.append)
-        ((_, canvas, state, _, place),), raw = latest, pixels.copy()
+        ((_, canvas, state, _, place, _),), raw = latest, pixels.copy()
         raw[place] = canvas.decoded(canvas.decode(state.decodable[0]))
         where = (canvas.windows.cells + torch.tensor([side.start // factor for side in place])).unbind(dim=1)
         for of_grid, of_cells in ((tokens, state.tokens), (confidence, state.confidence), (hidden, canvas.hidden)):
@@ -130,7 +134,7 @@ def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed:
     return *images, tokens.flatten(), confidence.flatten(), hidden.flatten()
 
 
-def _around(hole: np.ndarray, reach: int, factor: int) -> Box:
+def around(hole: np.ndarray, reach: int, factor: int) -> Box:
     """The rectangle of the hole and `reach` pixels more on every side, where the picture is; it begins with a cell of
     `factor` pixels of the picture's grid."""
     along = (hole.any(axis=axis).nonzero()[0] for axis in (1, 0))
@@ -154,10 +158,10 @@ def thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarray]]:
     thick = np.zeros_like(hole)
     for number, extent in enumerate(ndimage.find_objects(labels), start=1):
         if min(side.stop - side.start for side in extent) > THICK * size:  # or it cannot be
-            around = _grown(extent, hole.shape, 1)
-            mine = labels[around] == number
+            near = _grown(extent, hole.shape, 1)
+            mine = labels[near] == number
             if 2 * ndimage.distance_transform_edt(mine).max() - 1 > THICK * size:
-                thick[around] |= mine
+                thick[near] |= mine
     boxes: list[Box] = []
     for extent in ndimage.find_objects(ndimage.label(thick, NEIGHBOURS)[0]):
         box = _grown(extent, hole.shape, 2 * size)

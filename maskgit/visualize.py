@@ -58,14 +58,16 @@ def magnify(images: Tensor, factor: int) -> Tensor:
 def confidence_map(images: Tensor, hidden: Tensor, confidence: Tensor, codes: int) -> Tensor:
     """Maps (b, 3, h, w) uint8, at least SIDE pixels wide, of the probability of each hidden token when it was decided.
 
-    The scale is logarithmic, from dark (1 / codes: a mere guess) to light (1: certain), and drawn below; known tokens
-    are grey.
+    images (b, 3, H, W); hidden and confidence (b, n), of square patches, row by row. The scale is logarithmic, from
+    dark (1 / codes: a mere guess) to light (1: certain), and drawn below; known tokens are grey.
     """
-    side, size = math.isqrt(hidden.shape[1]), images.shape[-1]
+    height, width = images.shape[-2:]
+    patch = math.isqrt(height * width // hidden.shape[1])
+    grid = -1, 1, height // patch, width // patch
     sure = 1 + confidence.float().cpu().clamp(min=1 / codes).log() / math.log(codes)  # (b, n) in [0, 1]
-    colours = magnify(to_uint8(_helix(sure)).transpose(1, 2).reshape(-1, 3, side, side), size // side)
+    colours = magnify(to_uint8(_helix(sure)).transpose(1, 2).reshape(-1, 3, *grid[2:]), patch)
     grey = (images.float().mean(dim=1, keepdim=True) * 0.4 + 50).to(torch.uint8).expand_as(images)
-    maps = magnify(torch.where(patches(hidden, size), colours, grey), _factor(size))
+    maps = magnify(torch.where(magnify(hidden.cpu().view(grid), patch), colours, grey), _factor(width))
     return torch.cat((maps, _legend(maps.shape[-1], codes).expand(len(maps), -1, -1, -1)), dim=2)
 
 

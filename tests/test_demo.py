@@ -114,7 +114,7 @@ def test_nothing_painted_is_said(value):
 
 
 def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter, photo_file, hole, monkeypatch):
-    monkeypatch.setattr("maskgit.inpainter.images_at_once", lambda device: 2)
+    monkeypatch.setattr("maskgit.completion.images_at_once", lambda device: 2)
     frames = list(itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, 3, *SETTINGS), 12))
     assert [frame[0].split()[1] for frame in frames] == list("1234" * 3)  # three batches of two rows
     widths = [int(frame[0].split("width: ")[1].split("%")[0]) for frame in frames]

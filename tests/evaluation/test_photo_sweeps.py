@@ -128,7 +128,7 @@ def test_windows_over_an_encoder_that_sees_more_than_a_patch_are_refused_at_once
     (tmp_path / "conv").mkdir()
     conv = save(tmp_path / "conv", vqgan(CONV), transformer())
     rows = [{"name": "x", "kind": "inpainting", "checkpoint": str(conv)}]
-    with pytest.raises(ValueError, match="method x: windows need an encoder that sees each patch alone"):
+    with pytest.raises(ValueError, match="windows need a VQGAN whose encoder sees each patch alone"):
         PhotoSweep(load_config(config, {"rows": rows}, SweepConfig), "cpu", 0)
     PhotoSweep(load_config(config, {"rows": [rows[0] | {"tiling": "squares"}]}, SweepConfig), "cpu", 0)
 

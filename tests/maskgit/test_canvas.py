@@ -167,7 +167,7 @@ def test_halving_takes_the_mean_of_known_pixels_and_doubling_brings_it_back():
 
 def test_thick_parts_are_those_that_a_window_does_not_bridge():
     hole = hole_at((5, 5, 8, 190), (60, 60, 65, 65), (100, 10, 120, 30), shape=(200, 200))
-    ((rows, columns), thick), = thick_parts(hole, SIZE)
+    (((rows, columns), thick),) = thick_parts(hole, SIZE)
     assert (rows.start, rows.stop, columns.start, columns.stop) == (68, 152, 0, 62)
     assert np.array_equal(thick, hole[rows, columns]) and thick.sum() == 400
     assert thick_parts(hole_at((5, 5, 8, 190), shape=(200, 200)), SIZE) == []
@@ -220,7 +220,7 @@ def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatc
     assert ["guess" in options for options in given] == [False, True]
     guess, trusted = given[1]["guess"], given[1]["trusted"]  # of what is within a window of the hole
     rough = coarse.canvas.paste(coarse.canvas.decode(coarse.state.decodable[0]))
-    (box, thick), = thick_parts(fine.canvas.hole, SIZE)
+    ((box, thick),) = thick_parts(fine.canvas.hole, SIZE)
     assert np.array_equal(guess[box][thick], doubled(rough, thick.shape)[thick])
     thin = fine.canvas.hole.copy()
     thin[box] &= ~thick
