@@ -25,7 +25,7 @@ from models.distributed import rank, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training.run import VAL_SEED, apply_gradients, micro_batches, parallel, shard, staged, start_from
-from utils import autocast, first_on_machine, mix
+from utils import autocast, first_on_machine, images_at_once, mix
 
 PREVIEWS, PREVIEWED = 8, ("walk", "thick", "box", "half")  # images, and the families of their holes
 
@@ -45,9 +45,10 @@ def encode(vqgan: VQGAN, pictures: Maps, device: torch.device, views: int = 1) -
             tokens = {}
             for shape in {x.shape for x in maps}:
                 alike = [i for i, x in enumerate(maps) if x.shape == shape]
-                batch = to_float(torch.stack([maps[i] for i in alike]).to(device))
-                found = vqgan.encode(batch.flip(-1) if view else batch).int().cpu().numpy()
-                tokens |= dict(zip(alike, found, strict=True))
+                for some in torch.tensor(alike).split(images_at_once(device)):  # more would leave a CPU's caches
+                    batch = to_float(torch.stack([maps[i] for i in some]).to(device))
+                    found = vqgan.encode(batch.flip(-1) if view else batch).int().cpu().numpy()
+                    tokens |= dict(zip(some.tolist(), found, strict=True))
             yield np.concatenate([tokens[i] for i in range(len(maps))])
 
 
