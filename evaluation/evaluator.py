@@ -52,6 +52,13 @@ class Figures:
     of_set: dict[str, float]
     of_images: dict[str, Tensor]  # (N) float32 each
 
+    @classmethod
+    def of(cls, of_set: dict[str, float], parts: list[dict[str, Tensor]]) -> "Figures":
+        """Of batches whose figures, `in_holes` among them, are `parts`."""
+        of_images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        sharpness = float(of_images.pop("gradient").sum() / of_images.pop("true_gradient").sum())
+        return cls(of_set | {"sharpness": sharpness}, of_images)
+
     def means(self) -> dict[str, float]:
         """All figures, those of images averaged; a NaN, which is no figure of an image, is left out."""
         means = {name: float(values.nanmean()) for name, values in self.of_images.items()}
@@ -66,6 +73,25 @@ class Figures:
             found[f"n {name}"] = int(inside.sum())
             found |= {f"{figure} {name}": float(self.of_images[figure][inside].mean()) for figure in BINNED}
         return found
+
+
+def in_holes(images: Tensor, truth: Tensor, hole: Tensor) -> dict[str, Tensor]:
+    """Figures in the holes of images (b, 3, H, W) in [0, 1], (b) each: `psnr`, `l1`, `seam`, `seam_gradient`, and the
+    gradients of which `Figures.of` makes the sharpness."""
+    seam, seam_gradient = seam_error(images, truth, hole)
+    return {
+        "psnr": hole_psnr(images, truth, hole).clamp(max=EXACT),
+        "l1": hole_l1(images, truth, hole),
+        "seam": seam,
+        "seam_gradient": seam_gradient,
+        "gradient": hole_gradient(images, hole),
+        "true_gradient": hole_gradient(truth, hole),
+    }
+
+
+def name_of(lpips_weights) -> str:
+    """How `identity` names AlexNet's weights."""
+    return file_hash(lpips_weights)[:16] if lpips_weights else "torchvision"
 
 
 class Evaluator:
@@ -85,7 +111,7 @@ class Evaluator:
         self.identity = {
             "truth": digest(truth),
             "vgg16": file_hash(self.network.weights_file)[:16],
-            "alexnet": file_hash(lpips_weights)[:16] if lpips_weights else "torchvision",
+            "alexnet": name_of(lpips_weights),
         }
 
     def __call__(self, images: Tensor, hole: Tensor) -> Figures:
@@ -100,9 +126,7 @@ class Evaluator:
             of_set["kid"], of_set["kid_sd"] = kid(features, self.features, subset_size=SUBSET, rng=subsets)
         batches = zip(*(x.split(BATCH) for x in (images, self.truth, hole)), strict=True)
         parts = [self._compare(*batch) for batch in batches]
-        of_images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        of_set["sharpness"] = float(of_images.pop("gradient").sum() / of_images.pop("true_gradient").sum())
-        return Figures(of_set, of_images)
+        return Figures.of(of_set, parts)
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> np.ndarray:
@@ -118,17 +142,11 @@ class Evaluator:
     def _compare(self, images: Tensor, truth: Tensor, hole: Tensor) -> dict[str, Tensor]:
         """Figures of a batch, (b) each."""
         one, other = to_float(images), to_float(truth)
-        seam, seam_gradient = seam_error(one, other, hole)
-        return {
+        figures = {
             "lpips": self.perceptual(self._send(images), self._send(truth)).cpu(),
-            "psnr": hole_psnr(one, other, hole).clamp(max=EXACT),
             "ssim": hole_ssim(one, other, hole).float(),
-            "l1": hole_l1(one, other, hole),
-            "seam": seam,
-            "seam_gradient": seam_gradient,
-            "gradient": hole_gradient(one, hole),
-            "true_gradient": hole_gradient(other, hole),
         }
+        return figures | in_holes(one, other, hole)
 
     def _send(self, images: Tensor) -> Tensor:
         return to_float(images.to(self.device))

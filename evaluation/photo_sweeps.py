@@ -12,10 +12,10 @@ import time
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor
 
-from evaluation.evaluator import EXACT, Figures, digest
+from evaluation.evaluator import Figures, digest, in_holes, name_of
 from evaluation.methods import Method, complete_photo
-from evaluation.metrics import hole_gradient, hole_l1, hole_psnr, seam_error
 from evaluation.report import Line
 from evaluation.sweeps import Entry, Sweep, SweepConfig, open_networks
 from maskgit import classical
@@ -23,11 +23,15 @@ from maskgit.canvas import check_encoder
 from maskgit.data import list_images, read_image, to_float
 from maskgit.photo_holes import photo_hole
 from maskgit.pyramid import VERSION
-from models.checkpoint import file_hash
 from models.perceptual import Perceptual
 from utils import mix, pick_device
 
 NEAR = 8  # pixels around a hole in which LPIPS is taken too
+
+
+def digest_of_all(arrays: list[np.ndarray]) -> str:
+    """A short hash of arrays that differ in size."""
+    return hashlib.sha256("".join(digest(torch.from_numpy(array)) for array in arrays).encode()).hexdigest()[:16]
 
 
 class PhotoEvaluator:
@@ -40,32 +44,18 @@ class PhotoEvaluator:
     def __init__(self, truth: list[np.ndarray], lpips_weights, device: torch.device):
         self.truth, self.device = truth, device
         self.perceptual = Perceptual("alex", lpips_weights).to(device)
-        pictures = hashlib.sha256("".join(digest(torch.from_numpy(picture)) for picture in truth).encode())
-        alexnet = file_hash(lpips_weights)[:16] if lpips_weights else "torchvision"
-        self.identity = {"truth": pictures.hexdigest()[:16], "alexnet": alexnet}
+        self.identity = {"truth": digest_of_all(truth), "alexnet": name_of(lpips_weights)}
 
     def __call__(self, filled: list[np.ndarray], holes: list[np.ndarray]) -> Figures:
         """Photograph i is compared with truth i."""
-        parts = [self._compare(*each) for each in zip(filled, self.truth, holes, strict=True)]
-        of_images = {name: torch.tensor([part[name] for part in parts]) for name in parts[0]}
-        sharpness = of_images.pop("gradient").sum() / of_images.pop("true_gradient").sum()
-        return Figures({"sharpness": float(sharpness)}, of_images)
+        return Figures.of({}, [self._compare(*each) for each in zip(filled, self.truth, holes, strict=True)])
 
     @torch.no_grad()
-    def _compare(self, filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> dict[str, float]:
+    def _compare(self, filled: np.ndarray, truth: np.ndarray, hole: np.ndarray) -> dict[str, Tensor]:
         one, other = (to_float(torch.from_numpy(picture).permute(2, 0, 1)[None]) for picture in (filled, truth))
         missing, near = torch.from_numpy(hole)[None, None], ndimage.distance_transform_edt(~hole) <= NEAR
         distances = self.perceptual.maps(one.to(self.device), other.to(self.device))[0, 0].cpu().numpy()
-        seam, seam_gradient = seam_error(one, other, missing)
-        return {
-            "lpips_near": float(distances[near].mean()),
-            "psnr": float(hole_psnr(one, other, missing).clamp(max=EXACT)),
-            "l1": float(hole_l1(one, other, missing)),
-            "seam": float(seam),
-            "seam_gradient": float(seam_gradient),
-            "gradient": float(hole_gradient(one, missing)),
-            "true_gradient": float(hole_gradient(other, missing)),
-        }
+        return {"lpips_near": torch.tensor([distances[near].mean()])} | in_holes(one, other, missing)
 
 
 class PhotoSweep(Sweep):
@@ -101,7 +91,7 @@ class PhotoSweep(Sweep):
         return own | ({"coarse": method.coarse, "windows": VERSION} if method.tiling == "windows" else {})
 
     def digest(self, holes: list[np.ndarray]) -> str:
-        return hashlib.sha256("".join(digest(torch.from_numpy(hole)) for hole in holes).encode()).hexdigest()[:16]
+        return digest_of_all(holes)
 
     def measure(self, entry: Entry) -> Line:
         """Fills the holes and evaluates the result; photograph i takes the seed mix(seed, i)."""

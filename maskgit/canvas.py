@@ -31,6 +31,14 @@ def check_encoder(inpainter: Completer) -> None:
         raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
 
 
+def paint_picture(
+    inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, decoding: DecodingConfig | None
+) -> np.ndarray:
+    """`Completer.paint` of one picture (H, W, 3) uint8."""
+    images, missing = torch.from_numpy(pixels).permute(2, 0, 1)[None], torch.from_numpy(hole)[None, None]
+    return to_pixels(inpainter.paint(images, missing, decoding)[0])
+
+
 class Canvas:
     """A picture's hole in the making.
 
@@ -62,9 +70,9 @@ class Canvas:
         self.batch_size = images_at_once(inpainter.device) if batch_size is None else batch_size
         self.pixels, self.hole, self.factor = pixels, hole, config.factor
         padded, missing = (self._padded(array) for array in (pixels, hole))
-        images, holes = torch.from_numpy(padded).permute(2, 0, 1)[None], torch.from_numpy(missing)[None, None]
+        holes = torch.from_numpy(missing)[None, None]
         if guess is None:
-            painted = to_pixels(inpainter.paint(images, holes, self.decoding)[0])
+            painted = paint_picture(inpainter, padded, missing, self.decoding)
         else:
             painted = np.where(missing[..., None], self._padded(guess), padded)
         grid = tuple(length // self.factor for length in missing.shape)
@@ -79,6 +87,8 @@ class Canvas:
             shown = self.painted.masked_fill(self.missing, GREY)
         latents = torch.cat([self._latents(part) for part in shown.split(CELLS)])  # (n, e)
         self.tokens = inpainter.vqgan.codebook.nearest(latents)[None]  # (1, n)
+        predict, self.mask_id = inpainter.predict, inpainter.transformer.mask_id
+        self.predictor = WindowPredictor(self.windows, predict, self.mask_id, self.batch_size, inpainter.device)
         self.pull = None  # (n, e): what is added to the logits, times the codes
         if trusted is not None:
             follow = self.windows.gather(self._padded(trusted)[..., None]).flatten(1).any(dim=1, keepdim=True)
@@ -90,22 +100,20 @@ class Canvas:
         strip = cells.permute(1, 2, 0, 3).reshape(1, 3, self.factor, -1)  # side by side
         return self.inpainter.prepared(strip)[0, 0]
 
-    def predict(self, tokens: Tensor):
+    def predict(self, tokens: Tensor) -> Iterator[Tensor]:
         """What `decoding.sample` is given: logits of the hidden cells of (b, n), in chunks."""
-        for row in tokens:
-            start, pull = 0, None if self.pull is None else self.pull[row == self.inpainter.transformer.mask_id]
-            for logits in self._predictor(row[None]):
-                rows = slice(start, start + len(logits))
-                yield logits if pull is None else logits + pull[rows] @ self.inpainter.codebook.T
-                start = rows.stop
-
-    def _predictor(self, tokens: Tensor):
-        mask_id, predict = self.inpainter.transformer.mask_id, self.inpainter.predict
-        return WindowPredictor(self.windows, predict, mask_id, self.batch_size, self.inpainter.device)(tokens)
+        if self.pull is None:
+            yield from self.predictor(tokens)
+            return
+        pull, codes, start = self.pull[torch.where(tokens == self.mask_id)[1]], self.inpainter.codebook.T, 0
+        for logits in self.predictor(tokens):
+            rows = slice(start, start + len(logits))
+            yield logits + pull[rows] @ codes
+            start = rows.stop
 
     def steps(self, seed: int) -> Iterator[State]:
         """Decodes: the State of the cells after every iteration."""
-        own = self.tokens, self.hidden, self.inpainter.transformer.mask_id, self.decoding, [seed]
+        own = self.tokens, self.hidden, self.mask_id, self.decoding, [seed]
         return sample(self.predict, *own, self.inpainter.codebook, self.windows)
 
     def decode(self, codes: Tensor) -> Tensor:

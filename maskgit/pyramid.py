@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from maskgit.canvas import Canvas
+from maskgit.canvas import Canvas, paint_picture
 from maskgit.completion import Completer, InpaintingResult, check_numbers, checked_seeds, sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
@@ -38,7 +38,6 @@ class Step(NamedTuple):
     canvas: Canvas
     state: State
     share: float  # of the work that is done, in [0, 1]
-    place: Box  # the canvas in the picture of its level
     corner: tuple[int, int]  # row and column of its first pixel in the picture at its own scale
 
 
@@ -70,11 +69,12 @@ def fill_picture(
     options = {"trust": trust, "margin": margin, "batch_size": batch_size}
     if not 0 <= feather <= inpainter.size // 2:  # what windows over the hole see for sure
         raise ValueError(f"feather {feather}: expected 0 to {inpainter.size // 2} pixels")
-    rows, columns = place = around(hole, inpainter.size, inpainter.vqgan.config.factor)
+    rows, columns = around(hole, inpainter.size, inpainter.vqgan.config.factor)
     part, missing, guess = pixels[rows, columns], hole[rows, columns], {}
     corner = corner[0] + (rows.start << level), corner[1] + (columns.start << level)
-    smaller = [(box, thick, *halved(part[box], missing[box])) for box, thick in thick_parts(missing, inpainter.size)]
-    smaller = [each for each in smaller if coarse and not each[3].all()]  # from nothing known comes no guess
+    parts = thick_parts(missing, inpainter.size) if coarse else []
+    smaller = [(box, thick, *halved(part[box], missing[box])) for box, thick in parts]
+    smaller = [each for each in smaller if not each[3].all()]  # from nothing known comes no guess
     if smaller:
         rough, trusted = part.copy(), np.zeros_like(missing)
         ends = np.linspace(span[0], sum(span) / 2, len(smaller) + 1).tolist()  # coarser scales: half of the work
@@ -85,11 +85,11 @@ def fill_picture(
             found = yield from fill_picture(inpainter, *half, seed, decoding, **further, **options)
             rough[box][thick] = doubled(found, thick.shape)[thick]
             trusted[box] |= thick
-        guess = {"guess": _painted(inpainter, rough, missing & ~trusted, decoding), "trusted": trusted}
+        guess = {"guess": paint_picture(inpainter, rough, missing & ~trusted, decoding), "trusted": trusted}
     canvas = Canvas(inpainter, part, missing, decoding, **guess, **options)
     for state in canvas.steps(seed):
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
-        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), place, corner)
+        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), corner)
     filled = pixels.copy()
     filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather)
     return filled
@@ -125,9 +125,10 @@ def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed:
     if hole.any():
         latest: deque[Step] = deque(maxlen=1)
         filled = finish(fill_picture(inpainter, pixels, hole, seed, **options), latest.append)
-        ((_, canvas, state, _, place, _),), raw = latest, pixels.copy()
-        raw[place] = canvas.decoded(canvas.decode(state.decodable[0]))
-        where = (canvas.windows.cells + torch.tensor([side.start // factor for side in place])).unbind(dim=1)
+        ((_, canvas, state, _, (top, left)),), raw = latest, pixels.copy()
+        height, width = canvas.hole.shape
+        raw[top : top + height, left : left + width] = canvas.decoded(canvas.decode(state.decodable[0]))
+        where = (canvas.windows.cells + torch.tensor((top // factor, left // factor))).unbind(dim=1)
         for of_grid, of_cells in ((tokens, state.tokens), (confidence, state.confidence), (hidden, canvas.hidden)):
             of_grid[where] = of_cells[0].cpu()
     images = (torch.from_numpy(picture).permute(2, 0, 1) for picture in (filled, raw))
@@ -192,9 +193,3 @@ def doubled(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     picture = Image.fromarray(pixels)
     larger = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC)
     return np.asarray(larger)[: shape[0], : shape[1]]
-
-
-def _painted(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, decoding: DecodingConfig | None) -> np.ndarray:
-    """`pixels` with a classical guess in the hole."""
-    images, missing = torch.from_numpy(pixels).permute(2, 0, 1)[None], torch.from_numpy(hole)[None, None]
-    return to_pixels(inpainter.paint(images, missing, decoding)[0])

@@ -79,10 +79,15 @@ def grown(photo: Photo, pixels: int) -> Photo:
     """The photo with its hole grown by so many pixels, in all directions. Raises ValueError where nothing is left."""
     if not pixels:
         return photo
-    hole = ndimage.distance_transform_edt(~photo.hole) <= pixels
+    hole = _within(photo.hole, pixels)
     if hole.all():
         raise ValueError(f"{photo.name}: grown by {pixels} pixels the hole is the whole picture")
     return replace(photo, hole=hole)
+
+
+def _within(hole: np.ndarray, pixels: int) -> np.ndarray:
+    """The hole (H, W) and what is at most so many pixels from it."""
+    return ndimage.distance_transform_edt(~hole) <= pixels
 
 
 def _text(numbers) -> str:
@@ -187,5 +192,5 @@ def write_photo(path, photo: Photo, pixels: np.ndarray, feather: int = 0) -> lis
     Raises ValueError naming the file: an unknown suffix, the photo's own file, or one that cannot be written.
     """
     refuse_overwriting([Path(photo.name)], [Path(path)])
-    beside = ~photo.hole & (ndimage.distance_transform_edt(~photo.hole) <= feather) if feather else None
+    beside = ~photo.hole & _within(photo.hole, feather) if feather else None
     return write_image_file(path, photo.file.filled(pixels, photo.hole, beside))

@@ -194,15 +194,15 @@ class VQGANTrainer:
             similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
             tokens = torch.where(swapped, similar, tokens)
         codebook = self.model.codebook.vectors()
-        codes = F.embedding(tokens, codebook)  # (b, n, e)
+        guess = None
         if seeds is not None and (guessed := seeds >= 0).any():
             with autocast(self.device, self.settings.precision):
                 guess = fill(self.transformer.of_hidden, tokens[guessed], hidden[guessed], self.transformer.mask_id,
                              self.decoding, seeds[guessed].tolist(), codebook)  # fmt: skip
             tokens[guessed] = guess.tokens
-            codes[guessed] = F.embedding(guess.tokens, codebook)
-            if self.decoding.blends:
-                codes[guessed] = torch.where(soft[guessed][:, None, None], guess.codes, codes[guessed])
+        codes = F.embedding(tokens, codebook)  # (b, n, e)
+        if guess is not None and self.decoding.blends:
+            codes[guessed] = torch.where(soft[guessed][:, None, None], guess.codes, codes[guessed])
         if self.settings.blank:
             codes = codes.masked_fill(hidden[..., None], 0)
         output, _, loss = network(painted, hole, codes)
