@@ -2,6 +2,7 @@
 
     python demo.py                                   # http://127.0.0.1:7860, for this machine alone
     python demo.py --checkpoint checkpoints/cats64 --host 0.0.0.0 --port 8000
+    python demo.py --checkpoint checkpoints/mine pretrained/photos64    # a choice of two
 
     pixels  (H, W, 3) uint8       a picture of any size, upright
     view    (h, w, 3) uint8       the same as the editor shows it, its longer side VIEW pixels
@@ -26,14 +27,15 @@ from PIL import Image
 
 from config import add_flag
 from maskgit.data import to_pixels, write_image
-from maskgit.decoding_config import AUTO, SAMPLERS, STEPS
+from maskgit.decoding_config import AUTO, SAMPLERS, STEPS, DecodingConfig
 from maskgit.folders import chelsea
-from maskgit.inpainter import PRETRAINED, Inpainter
+from maskgit.inpainter import CATS, PHOTOS, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
-from photos.fill import TILINGS
+from photos.fill import TILINGS, usual_tiling
 from photos.image_file import read_image_file
-from photos.photo import Photo, read_photo, write_photo
-from photos.watch import WatchedSquares, WatchedWindows
+from photos.photo import Photo, grown, read_photo, write_photo
+from photos.tight import tight_notes
+from photos.watch import WATCHED, WatchedSquares, WatchedWindows
 from utils import log, start_logging
 
 VIEW = 512  # pixels
@@ -63,14 +65,13 @@ main.contained, .gradio-container > .main { max-width: 1480px; margin: auto; pad
 
 
 def sample_files(folder: Path, size: int) -> list[str]:
-    """Writes what one can begin with: two crops of scikit-image's cat at the model's size, and all of it."""
-    from skimage.data import chelsea as photograph
+    """Writes what one can begin with: two photographs of scikit-image's, and a cat's face at the model's size."""
+    from skimage import data
 
-    faces = chelsea(size).truth[[0, 5]]
-    files = [folder / f"chelsea_{number}.png" for number in (1, 2, 3)]
-    for file, pixels in zip(files, [*map(to_pixels, faces), photograph()], strict=True):
-        write_image(file, pixels)
-    return [str(file) for file in files]
+    pictures = {"astronaut": data.astronaut(), "chelsea": data.chelsea(), "face": to_pixels(chelsea(size).truth[0])}
+    for name, pixels in pictures.items():
+        write_image(folder / f"{name}.png", pixels)
+    return [str(folder / f"{name}.png") for name in pictures]
 
 
 def view(pixels: np.ndarray) -> np.ndarray:
@@ -116,11 +117,13 @@ def plain(error: Exception | str, path: str) -> str:
 
 
 class Page:
-    """What the page's events do; `inpainter` serves everybody, a session has a picture file and its hole."""
+    """What the page's events do; the models, by name, serve everybody, a session has a picture and its hole.
 
-    def __init__(self, inpainter: Inpainter, tiling: str = TILINGS[0]):
-        self.inpainter = inpainter
-        self.watch = WatchedWindows if tiling == "windows" else WatchedSquares
+    tiling: as of `fill_photo`
+    """
+
+    def __init__(self, models: dict[str, Inpainter], tiling: str | None = None):
+        self.models, self.tiling = models, tiling
 
     def open(self, path: str) -> Iterator[tuple[str, dict]]:
         """A picture file -> the session's picture, the editor's value."""
@@ -148,7 +151,9 @@ class Page:
         """A hole of `family`, "" for none -> the editor's value."""
         yield from self.show(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
 
-    def fill(self, editor, path, samples, steps, sweet_spot, schedule, sampler, temperature, seed) -> Iterator[tuple]:
+    def fill(
+        self, editor, path, model, samples, steps, sweet_spot, schedule, sampler, temperature, seed, grow
+    ) -> Iterator[tuple]:
         """Yields what status, completions, steps, confidence maps and download show, after every iteration.
 
         The decoding goes on only while somebody asks for more: it ends where this generator is closed.
@@ -156,14 +161,16 @@ class Page:
         try:
             file = read_image_file(path)
             hole = painted_hole(editor, file.rgb().shape[:2])
-            photo = read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+            photo = grown(read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8))), int(grow))
+            inpainter = self.models[model]
             if seed is None:
                 raise ValueError("seed: expected a whole number from 0")
             total, stop = (steps, sweet_spot) if steps else (AUTO, None)
-            decoding = self.inpainter.decoding.changed(
+            decoding = inpainter.decoding.changed(
                 total_iter=total, sweet_spot=stop, mask_func=schedule, sampler=sampler, temperature=temperature
             )
-            filling = self.watch(self.inpainter, photo, int(seed), samples, decoding)
+            tiling = self.tiling or usual_tiling(inpainter)
+            filling = WATCHED[tiling](inpainter, photo, int(seed), samples, decoding)
         except ValueError as error:
             gr.Warning(plain(error, path), title="Not filled")
             yield tuple(gr.skip() for _ in range(5))
@@ -182,7 +189,7 @@ class Page:
             bar = f"<div class='bar' style='width: {share:.0%}'></div>"
             gallery = gr.Gallery(written(f"{stem}_now", filling.pictures()), columns=columns, selected_index=None)
             yield f"<div>{told}{bar}</div>", gallery, film, None, gr.DownloadButton(visible=False)
-        notes = [*photo.notes, *filling.notes()]
+        notes = [*photo.notes, *tight_notes(photo), *filling.notes()]
 
         def keep(file: Path, pixels: np.ndarray) -> None:
             notes.extend(write_photo(file, photo, pixels))
@@ -212,9 +219,25 @@ def download(file, number: int) -> gr.DownloadButton:
     return gr.DownloadButton(f"Download completion {number}", value=str(file), visible=True)
 
 
-def build(inpainter: Inpainter, folder: Path, tiling: str = TILINGS[0]) -> gr.Blocks:
-    """The page; `folder` is where its sample pictures are written."""
-    page, samples, usual = Page(inpainter, tiling), sample_files(folder, inpainter.size), inpainter.decoding
+def ways(decoding: DecodingConfig) -> list:
+    """What the controls show that a model has its own values of: steps, sweet spot, schedule, sampler, temperature."""
+    total = 0 if decoding.total_iter == AUTO else decoding.total_iter
+    return [
+        gr.Slider(0, 32, total, step=1, label="Steps (0: as many as the hole needs)"),
+        gr.Slider(1, total or STEPS, decoding.stop or STEPS, step=1, label="Sweet spot"),
+        gr.Dropdown(list(SCHEDULES), value=decoding.mask_func, label="Schedule"),
+        gr.Dropdown(list(SAMPLERS), value=decoding.sampler, label="Sampler"),
+        gr.Slider(0, 10, decoding.temperature, step=0.1, label="Temperature"),
+    ]
+
+
+def build(models: dict[str, Inpainter], folder: Path, tiling: str | None = None) -> gr.Blocks:
+    """The page, with a choice of `models`, the first of them chosen; `folder` is where its sample pictures are written.
+
+    tiling: as of `fill_photo`
+    """
+    usual = next(iter(models.values()))
+    page, samples = Page(models, tiling), sample_files(folder, usual.size)
     shown = {"show_label": False, "format": "png", "height": HEIGHT, "object_fit": "contain", "interactive": False}
     with gr.Blocks(
         title="maskgit-inpainting", analytics_enabled=False, delete_cache=(DAY, DAY), fill_width=True
@@ -253,15 +276,12 @@ def build(inpainter: Inpainter, folder: Path, tiling: str = TILINGS[0]) -> gr.Bl
                         maps = gr.Gallery(buttons=["download", "fullscreen"], columns=2, elem_id="maps", **shown)
                 save = gr.DownloadButton("Download", visible=False)
             with gr.Column(scale=2, min_width=240):
+                model = gr.Dropdown(list(models), label="Model", visible=len(models) > 1, elem_id="model")
                 count = gr.Slider(1, MOST, 4, step=1, label="Completions")
-                total = 0 if usual.total_iter == AUTO else usual.total_iter
-                steps = gr.Slider(0, 32, total, step=1, label="Steps (0: as many as the hole needs)")
-                sweet_spot = gr.Slider(1, total or STEPS, usual.stop or STEPS, step=1, label="Sweet spot")
-                schedule = gr.Dropdown(list(SCHEDULES), value=usual.mask_func, label="Schedule")
-                sampler = gr.Dropdown(list(SAMPLERS), value=usual.sampler, label="Sampler")
-                temperature = gr.Slider(0, 10, usual.temperature, step=0.1, label="Temperature")
+                own = ways(usual.decoding)
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-        settings = [count, steps, sweet_spot, schedule, sampler, temperature, seed]
+                grow = gr.Slider(0, 32, 0, step=1, label="Grow the hole (pixels)")
+        settings = [model, count, *own, seed, grow]
         quick = {"show_progress": "hidden", "concurrency_limit": None}
 
         def choose(event: gr.SelectData):
@@ -271,6 +291,8 @@ def build(inpainter: Inpainter, folder: Path, tiling: str = TILINGS[0]) -> gr.Bl
         upload.upload(page.open, upload, [path, editor], **quick)
         clear.click(page.show, path, editor, **quick)
         family.input(page.ready_made, [path, family, seed], editor, **quick)
+        model.input(lambda name: ways(models[name].decoding), model, own, **quick)
+        steps, sweet_spot, *_ = own
         steps.release(lambda most: gr.Slider(maximum=most or STEPS, value=most or STEPS), steps, sweet_spot, **quick)
         completions.select(page.save, completions, save, **quick)
         fill.click(
@@ -289,14 +311,21 @@ def serve(blocks: gr.Blocks, host: str, port: int, wait: bool = True) -> None:
     )  # fmt: skip
 
 
+def names(folders: list[Path]) -> list[str]:
+    """What a visitor reads: the last parts of the folders, or all of their paths where two of these are equal."""
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line; see --help."""
     start_logging()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # with which Gradio asks itself whether it is there
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add_flag(parser, "--checkpoint", default=PRETRAINED, metavar="DIR", type=Path,
-             help="folder with vqgan.safetensors and transformer.safetensors (default: pretrained/cats64)")  # fmt: skip
-    parser.add_argument("--tiling", choices=TILINGS, default=TILINGS[0], help="as of inpainting.py --image")
+    add_flag(parser, "--checkpoint", default=[PHOTOS, CATS], nargs="+", metavar="DIR", type=Path,
+             help="folders with vqgan.safetensors and transformer.safetensors, to choose from "
+             "(default: pretrained/photos64 and pretrained/cats64)")  # fmt: skip
+    parser.add_argument("--tiling", choices=TILINGS, help="as of inpainting.py --image")
     add_flag(
         parser, "--host", default="127.0.0.1", help="0.0.0.0: every machine that reaches this one (default: 127.0.0.1)"
     )
@@ -305,7 +334,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            blocks = build(Inpainter.from_pretrained(args.checkpoint, args.device), Path(folder), args.tiling)
+            models = {
+                name: Inpainter.from_pretrained(path, args.device)
+                for name, path in zip(names(args.checkpoint), args.checkpoint, strict=True)
+            }
+            blocks = build(models, Path(folder), args.tiling)
             log.info(f"http://{args.host}:{args.port} (Ctrl-C ends it)")
             serve(blocks, args.host, args.port)
         except (ValueError, OSError) as error:

@@ -27,13 +27,14 @@ from maskgit.completion import InpaintingResult
 from maskgit.data import Inputs, to_float
 from maskgit.decoding_config import AUTO, CODES, SAMPLERS, DecodingConfig
 from maskgit.folders import Folders, Options, chelsea, inpaint, refuse_inputs, write_manifest
-from maskgit.inpainter import PRETRAINED, Inpainter
+from maskgit.inpainter import CATS, PHOTOS, Inpainter
 from maskgit.listing import listing
 from maskgit.masks import SCHEDULES, TOKEN_RULES
 from models.perceptual import Perceptual
 from photos.crops import CONTEXT
 from photos.fill import TILINGS, fill_photo
 from photos.photo import grown, pair_photos, read_photo, write_photo
+from photos.tight import tight_notes
 from utils import check_folder, log, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
@@ -50,6 +51,7 @@ MODES = {  # what each way to name the pictures understands beside ALWAYS
     "--test-maskedimage-path": {"test_maskedimage_path", "test_mask_path", "gtcsv_path", "num_workers", *LAB},
     "scikit-image's cat": LAB,
 }
+TILED = {"squares": {"context"}, "windows": {"coarse", "feather"}}  # flags that ask for a tiling
 
 
 def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
@@ -82,8 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     where = parser.add_argument_group("files")
-    add_flag(where, "--checkpoint", default=PRETRAINED, metavar="DIR", type=Path,
-             help="folder with vqgan.safetensors and transformer.safetensors (default: pretrained/cats64)")  # fmt: skip
+    add_flag(where, "--checkpoint", metavar="DIR", type=Path,
+             help="folder with vqgan.safetensors and transformer.safetensors "
+             "(default: pretrained/photos64 with --image, else pretrained/cats64)")  # fmt: skip
     add_flag(
         where,
         "--out",
@@ -111,9 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(own, "--grow", type=int, default=0, metavar="N", help="pixels that the hole is grown by (default: 0)")
     add_flag(own, "--feather", type=int, default=0, metavar="N",
              help="blend N known pixels around the hole with the model's (default: 0, known pixels stay)")  # fmt: skip
-    add_flag(own, "--tiling", choices=TILINGS, default=TILINGS[0],
-             help="squares around the regions, shrunk to the model's size, or windows at the picture's own scale "
-             f"(default: {TILINGS[0]})")  # fmt: skip
+    add_flag(own, "--tiling", choices=TILINGS,
+             help="windows over the picture at its own scale, or squares around the regions, shrunk to the model's "
+             "size (default: windows, where the model's encoder can)")  # fmt: skip
     add_flag(own, "--coarse", action=argparse.BooleanOptionalAction, default=True,
              help="fill thick holes at smaller scales first (windows; default: yes)")  # fmt: skip
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
@@ -162,14 +165,16 @@ def given(argv: list[str] | None) -> set[str]:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[str]) -> str:
-    """The one of MODES that `flags`, those given, ask for.
+    """The one of MODES that `flags`, those given, ask for; completes the checkpoint, and the tiling where one is meant.
 
     Ends the program where flags do not go together, or one of them would do nothing.
     """
-    other = {"context"} if args.tiling == "windows" else {"coarse", "feather"}
-    if args.image and (idle := other & flags):
-        told = ", ".join(f"--{name}" for name in sorted(idle))
-        parser.error(f"{told}: would do nothing with --tiling {args.tiling}")
+    for tiling, own in TILED.items():
+        if args.image and own & flags:
+            args.tiling = args.tiling or tiling
+            if args.tiling != tiling:
+                told = ", ".join(f"--{name}" for name in sorted(own & flags))
+                parser.error(f"{told}: would do nothing with --tiling {args.tiling}")
     if args.image and args.test_maskedimage_path:
         parser.error("--image and --test-maskedimage-path exclude each other")
     if not args.image and (args.mask or args.hole_color or args.box):
@@ -180,6 +185,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
         parser.error("--gtcsv-path is the truth of --test-maskedimage-path, which is missing")
     asked = {"--list": args.list, "--image": args.image, "--test-maskedimage-path": args.test_mask_path}
     mode = next((name for name, value in asked.items() if value), "scikit-image's cat")
+    args.checkpoint = args.checkpoint or (PHOTOS if args.image else CATS)
     known = MODES[mode] | (ALWAYS if mode != "--list" else {"list"})
     if idle := flags - known:
         told = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in idle))
@@ -283,7 +289,7 @@ def fill_photos(
                     batch_size=args.batch_size, margin=args.margin,
                     on_step=lambda share, bar=bar: bar.update(share - bar.n),
                 )  # fmt: skip
-            notes = photo.notes + notes
+            notes = photo.notes + tight_notes(photo) + notes
             for path, pixels in zip(targets, pictures, strict=True):
                 notes += write_photo(path, photo, pixels, args.feather)
                 tqdm.write(f"{image} -> {path}")

@@ -19,7 +19,7 @@ from maskgit import classical
 from maskgit.completion import Codec
 from maskgit.data import GREY
 from maskgit.decoding_config import DecodingConfig
-from maskgit.inpainter import PRETRAINED, Inpainter
+from maskgit.inpainter import CATS, Inpainter
 from maskgit.masks import composite
 from models.checkpoint import file_hash
 from models.settings import Settings
@@ -45,7 +45,7 @@ class Method(Settings):
         "vqgan_training.blank, or an Inpainter"
     )
     checkpoint: str = Field(
-        str(PRETRAINED.relative_to(ROOT)), description="folder of weights: vq_reconstruction, one_pass and inpainting"
+        str(CATS.relative_to(ROOT)), description="folder of weights: vq_reconstruction, one_pass and inpainting"
     )
     vqgan: str = Field("", description="a VQGAN of the same tokens in place of the checkpoint's: its file")
     decoding: dict[str, object] = Field(

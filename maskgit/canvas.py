@@ -25,9 +25,14 @@ from utils import images_at_once
 CELLS = 4096  # encoded at once
 
 
+def has_grid_of_any_size(inpainter: Completer) -> bool:
+    """Whether each token of its VQGAN depends on its patch alone."""
+    return inpainter.vqgan.config.encoder.kind == "patch"
+
+
 def check_encoder(inpainter: Completer) -> None:
-    """Raises ValueError for a VQGAN whose tokens depend on more than their patch: it has no grid of any size."""
-    if inpainter.vqgan.config.encoder.kind != "patch":
+    """Raises ValueError for a VQGAN that has no grid of any size."""
+    if not has_grid_of_any_size(inpainter):
         raise ValueError("windows need a VQGAN whose encoder sees each patch alone (vqgan.encoder.kind: patch)")
 
 

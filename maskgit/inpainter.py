@@ -22,16 +22,14 @@ from models.transformer import Transformer
 from models.vqgan import VQGAN
 from utils import ROOT
 
-PRETRAINED = ROOT / "pretrained" / "cats64"
+CATS, PHOTOS = (ROOT / "pretrained" / name for name in ("cats64", "photos64"))
 
 
 class Inpainter(Completer):
     """A `Completer` with the weights of a folder, which takes PIL pictures and numpy arrays too, of any size."""
 
     @classmethod
-    def from_pretrained(
-        cls, folder=PRETRAINED, device="auto", precision="auto", compiled=False, vqgan=None
-    ) -> "Inpainter":
+    def from_pretrained(cls, folder=CATS, device="auto", precision="auto", compiled=False, vqgan=None) -> "Inpainter":
         """The weights in `folder`: vqgan.safetensors and transformer.safetensors, as the two trainings leave them.
 
         `vqgan` is a file to take in place of the folder's, of the same tokens: another decoder. `precision` is auto

@@ -22,7 +22,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from maskgit.completion import sample_seed
+from maskgit.canvas import has_grid_of_any_size
+from maskgit.completion import Completer, sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
@@ -35,7 +36,7 @@ from photos.crops import CONTEXT, Crops, crop_regions, paste_crops
 from photos.photo import Photo
 from utils import finish, mix
 
-TILINGS = ("squares", "windows")
+TILINGS = ("windows", "squares")
 SHOWN = 9  # regions in the pictures of the steps, at most
 
 
@@ -46,7 +47,7 @@ def fill_photo(
     samples: int = 1,
     decoding: DecodingConfig | None = None,
     *,
-    tiling: str = TILINGS[0],
+    tiling: str | None = None,
     coarse: bool = True,
     feather: int = 0,
     margin: int = 0,
@@ -57,12 +58,12 @@ def fill_photo(
     """`samples` completions, pixels (H, W, 3) uint8 each, and notes on how much was shrunk.
 
     tiling: `windows` over the picture at its own scale, with `coarse` and `feather` as of `pyramid.fill_picture`, or
-        `squares` around the hole's regions, shrunk to the model's size
+        `squares` around the hole's regions, shrunk to the model's size; None: as `usual_tiling` says
     on_step: called after each iteration with the share of the work done, in [0, 1]
 
     The other arguments as of `Filling`. Raises ValueError for an unknown tiling, or one that does not fit the model.
     """
-    if known_name("tiling", tiling, TILINGS) == "windows":
+    if known_name("tiling", tiling or usual_tiling(inpainter), TILINGS) == "windows":
         options = {"coarse": coarse, "feather": feather, "margin": margin, "batch_size": batch_size}
         return _through_windows(inpainter, photo, seed, samples, decoding, on_step or (lambda share: None), options), []
     filling = Filling(inpainter, photo, seed, samples, decoding, margin=margin, context=context, batch_size=batch_size)
@@ -70,6 +71,11 @@ def fill_photo(
         if on_step:
             on_step(filling.share(rows, state))
     return filling.completions(), shrinking(photo.name, filling.crops, inpainter.size)
+
+
+def usual_tiling(inpainter: Completer) -> str:
+    """`windows` where the model's encoder has a grid of any size, else `squares`."""
+    return TILINGS[0] if has_grid_of_any_size(inpainter) else TILINGS[1]
 
 
 def _through_windows(inpainter, photo: Photo, seed: int, samples: int, decoding, on_step, options) -> list[np.ndarray]:

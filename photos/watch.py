@@ -151,3 +151,6 @@ class WatchedWindows:
     def notes(self) -> list[str]:
         """What the user should know."""
         return []
+
+
+WATCHED = {"squares": WatchedSquares, "windows": WatchedWindows}

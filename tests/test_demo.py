@@ -16,15 +16,15 @@ from PIL import Image
 
 gr = pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-demo.txt")
 
-from tiny_networks import DECODING, SIZE, save, transformer, vqgan  # noqa: E402
+from tiny_networks import DECODING, save, transformer, vqgan  # noqa: E402
 
 import demo  # noqa: E402, without gradio there is no page
-from maskgit.inpainter import Inpainter  # noqa: E402
+from maskgit.inpainter import CATS, PHOTOS, Inpainter  # noqa: E402
 from maskgit.masks import FAMILIES, make_holes  # noqa: E402
 from photos.fill import fill_photo  # noqa: E402
 from photos.photo import read_photo  # noqa: E402
 
-SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0)  # steps, sweet spot, schedule, sampler, temperature, seed
+SETTINGS = (4, 4, "cosine", "maskgit", 4.5, 0, 0)  # steps, sweet spot, schedule, sampler, temperature, seed, grow
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def inpainter() -> Inpainter:
 
 @pytest.fixture
 def page(inpainter):
-    return demo.Page(inpainter)
+    return demo.Page({"tiny": inpainter}, "squares")
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +115,15 @@ def test_nothing_painted_is_said(value):
 
 def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter, photo_file, hole, monkeypatch):
     monkeypatch.setattr("maskgit.completion.images_at_once", lambda device: 2)
-    frames = list(itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, 3, *SETTINGS), 12))
+    frames = list(itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS), 12))
     assert [frame[0].split()[1] for frame in frames] == list("1234" * 3)  # three batches of two rows
     widths = [int(frame[0].split("width: ")[1].split("%")[0]) for frame in frames]
     assert widths == sorted(widths) and widths[-1] == 100
-    shown = page.fill(demo.edited(photo_file, hole), photo_file, 3, *SETTINGS)
+    shown = page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS)
     for _ in range(13):
         last = next(shown)
-    expected, _ = fill_photo(inpainter, read_photo(photo_file, mask=Image.fromarray(~hole)), samples=3)
+    photo = read_photo(photo_file, mask=Image.fromarray(~hole))
+    expected, _ = fill_photo(inpainter, photo, samples=3, tiling="squares")
     assert np.array_equal([pixels(file) for file in shown_files(last[1])], expected)
     assert len(last[2]) == 4 and len(last[3]) == 3
 
@@ -130,7 +131,7 @@ def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter,
 def test_who_leaves_stops_the_decoding(page, inpainter, photo_file, hole, monkeypatch):
     calls, predict = [], inpainter.predict
     monkeypatch.setattr(inpainter, "predict", lambda tokens: calls.append(1) or predict(tokens))
-    shown = page.fill(demo.edited(photo_file, hole), photo_file, 1, *SETTINGS)
+    shown = page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS)
     _, gallery, film, _, _ = next(shown)
     folder = film[0][0].parent
     assert len(calls) == 1 and folder.is_dir() and len(gallery.value) == 1
@@ -144,14 +145,14 @@ def test_an_error_of_the_networks_reaches_who_iterates(page, inpainter, photo_fi
 
     monkeypatch.setattr(inpainter, "predict", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(page.fill(demo.edited(photo_file, hole), photo_file, 1, *SETTINGS))
+        next(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS))
 
 
 def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_file, hole, tmp_path):
     grey = tmp_path / "deep.png"
     deep = np.random.default_rng(1).integers(2**16, size=hole.shape, dtype=np.uint16)
     Image.fromarray(deep).save(grey)
-    shown = page.fill(demo.edited(str(grey), hole), str(grey), 2, *SETTINGS)
+    shown = page.fill(demo.edited(str(grey), hole), str(grey), "tiny", 2, *SETTINGS)
     for step in range(1, 5):
         status, completions, film, maps, save = next(shown)
         assert f"Step {step} of 4" in status and f"width: {25 * step}%" in status
@@ -168,9 +169,35 @@ def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_
     assert list(shown) == []
 
 
+def test_the_tiling_is_that_of_the_command_line_or_else_what_the_model_can(inpainter, photo_file, hole):
+    settings = demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS
+    *_, last = demo.Page({"tiny": inpainter}).fill(*settings)
+    photo = read_photo(photo_file, mask=Image.fromarray(~hole))
+    for tiling in ("squares", "windows"):
+        *_, told = demo.Page({"tiny": inpainter}, tiling).fill(*settings)
+        (expected,), _ = fill_photo(inpainter, photo, tiling=tiling)
+        assert np.array_equal(pixels(shown_files(told[1])[0]), expected)
+        assert (tiling == "squares") == ("shrunk" in told[0])
+        assert np.array_equal(pixels(shown_files(last[1])[0]), expected) == (tiling == "windows")
+
+
+def test_a_hole_is_grown_and_a_tight_one_told(page, tmp_path, hole):
+    thing = np.full((*hole.shape, 3), 60, np.uint8)
+    thing[1:10, 0:11] = thing[13:40, 28:57] = 200  # two pixels more than the hole on every side
+    Image.fromarray(thing).save(tmp_path / "thing.png")
+    texts, changed = [], []
+    for grow in (0, 4):
+        *_, last = page.fill(demo.edited(str(tmp_path / "thing.png"), hole), str(tmp_path / "thing.png"), "tiny", 1,
+                             *SETTINGS[:-1], grow)  # fmt: skip
+        texts.append(last[0])
+        changed.append((pixels(shown_files(last[1])[0]) != thing).any(axis=2))
+    assert ["the hole looks tight" in text for text in texts] == [True, False]
+    assert not changed[0][~hole].any() and changed[1][11, 40]
+
+
 @pytest.mark.parametrize("samples", [1, 6])
 def test_seeds_tell_completions_apart(page, photo_file, hole, samples):
-    *_, last = itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, samples, *SETTINGS), 5)
+    *_, last = itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", samples, *SETTINGS), 5)
     results = [pixels(file) for file in shown_files(last[1])]
     assert len({result.tobytes() for result in results}) == len(results) == samples
 
@@ -186,9 +213,10 @@ def test_seeds_tell_completions_apart(page, photo_file, hole, samples):
     ],
 )
 def test_what_cannot_be_filled_is_said_in_a_line(page, photo_file, hole, warnings, change, message):
-    values = dict(zip(("steps", "sweet_spot", "schedule", "sampler", "temperature", "seed"), SETTINGS, strict=True))
+    names = "steps", "sweet_spot", "schedule", "sampler", "temperature", "seed", "grow"
+    values = dict(zip(names, SETTINGS, strict=True))
     values |= {"editor": demo.edited(photo_file, hole | change.pop("everywhere", False)), "path": photo_file}
-    (shown,) = page.fill(samples=1, **values | change)
+    (shown,) = page.fill(model="tiny", samples=1, **values | change)
     assert len(shown) == 5 and all(value == gr.skip() for value in shown)
     (told,) = warnings
     assert message in told and "\n" not in told
@@ -244,8 +272,8 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def serving(inpainter, folder):
-    blocks, port = demo.build(inpainter, folder), free_port()
+def serving(models, folder):
+    blocks, port = demo.build(models, folder), free_port()
     demo.serve(blocks, "127.0.0.1", port, wait=False)
     yield f"http://127.0.0.1:{port}"
     blocks.close()
@@ -254,7 +282,7 @@ def serving(inpainter, folder):
 @pytest.fixture(scope="module")
 def address(inpainter, tmp_path_factory):
     """Where the page with tiny networks is."""
-    yield from serving(inpainter, tmp_path_factory.mktemp("samples"))
+    yield from serving({"tiny": inpainter, "other": inpainter}, tmp_path_factory.mktemp("samples"))
 
 
 def test_the_page_is_served_without_telemetry_and_from_this_machine_alone(address):
@@ -276,9 +304,9 @@ def answer_of(address: str, name: str, data: list) -> str:
         return answer.read().decode()
 
 
-@pytest.mark.parametrize(("number", "value"), [(0, "editor"), (1, "many"), (1, None), (6, "nought")])
+@pytest.mark.parametrize(("number", "value"), [(0, "editor"), (1, "no model"), (2, "many"), (2, None), (7, "nought")])
 def test_the_api_says_what_is_wrong(address, number, value):
-    data = [{"background": None, "layers": [], "composite": None}, 1, *SETTINGS]
+    data = [{"background": None, "layers": [], "composite": None}, "tiny", 1, *SETTINGS]
     data[number] = value
     text = answer_of(address, "fill", data)
     assert "event: error" in text and '"error": null' not in text and "data: null" not in text, text
@@ -401,7 +429,7 @@ def test_a_text_file_and_a_missing_hole_are_said(browser, address, tmp_path):
     visitor.page.get_by_text("no hole: paint over what should be filled").wait_for()
     visitor.paint()
     visitor.press()
-    assert visitor.result().shape == (SIZE, SIZE, 3)  # the sample is still there
+    assert visitor.result().shape == (512, 512, 3)  # the sample is still there
     visitor.leave()
 
 
@@ -412,26 +440,29 @@ def test_two_people_at_once_get_each_their_own(browser, address, photo_file):
         visitor.paint()
     for visitor in (first, second):
         visitor.press()
-    assert (second.result().shape, first.result().shape) == ((40, 60, 3), (SIZE, SIZE, 3))
+    assert (second.result().shape, first.result().shape) == ((40, 60, 3), (512, 512, 3))
     for visitor in (first, second):
         visitor.leave()
 
 
 def test_the_shipped_weights_fill_a_sample_step_by_step(browser, tmp_path):
-    for address in serving(Inpainter.from_pretrained(device="cpu"), tmp_path):
+    models = {folder.name: Inpainter.from_pretrained(folder, "cpu") for folder in (PHOTOS, CATS)}
+    for address in serving(models, tmp_path):
         visitor = Visitor(browser, address)
-        visitor.wait_for_editor(visitor.page.locator("#samples .thumbnail-item").nth(1).click)
+        visitor.wait_for_editor(visitor.page.locator("#samples .thumbnail-item").nth(2).click)
+        visitor.page.locator("#model input").click()
+        visitor.page.get_by_role("option", name="cats64").click()
         visitor.page.locator("#family input").click()
         visitor.wait_for_editor(visitor.page.get_by_role("option", name="thick").click)
         visitor.page.evaluate(WATCH_STATUS)
         visitor.press()
-        given, filled = pixels(tmp_path / "chelsea_2.png"), visitor.result()
+        given, filled = pixels(tmp_path / "face.png"), visitor.result()
         shown = visitor.page.evaluate("window.shown")
-        assert any(f"Step {step} of 10" in text for text in shown for step in range(1, 10)), shown
+        assert any(f"Completion 2 of 4: step {step}" in text for text in shown for step in range(1, 10)), shown
         hole = np.asarray(make_holes("thick", 1)[0, 0])
         assert np.array_equal(given[~hole], filled[~hole]) and (given[hole] != filled[hole]).any()
         assert visitor.count("completions") == 4
-        for tab, gallery, count in (("Steps", "film", 10), ("Confidence", "maps", 4)):
+        for tab, gallery, count in (("Steps", "film", 20), ("Confidence", "maps", 4)):
             visitor.page.get_by_role("tab", name=tab).click()
             assert visitor.count(gallery) == count
         visitor.page.get_by_role("tab", name="Completions").click()

@@ -432,7 +432,7 @@ def score(monkeypatch, tmp_path):
 
 
 def test_without_arguments_chelsea_is_filled_and_scored(checkpoint, monkeypatch, tmp_path, capsys, score):
-    monkeypatch.setattr(inpainting, "PRETRAINED", checkpoint)
+    monkeypatch.setattr(inpainting, "CATS", checkpoint)
     inpainting.main([])
     out, printed = tmp_path / "results", capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[1 : 1 + len(FAMILIES)]] == list(FAMILIES)

@@ -1,5 +1,7 @@
 """photos/fill.py: photos filled with a stub and with tiny networks, whatever the batch; pictures of the steps."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ CAT = Image.fromarray(chelsea())  # 451x300
 HOLE = np.zeros((300, 451), dtype=bool)
 HOLE[100:140, 120:180] = HOLE[200:210, 300:330] = True
 MASK = Image.fromarray(np.where(HOLE, 0, 255).astype(np.uint8))
+squares = partial(fill_photo, tiling="squares")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def states(filling: Filling) -> list:
 def test_known_pixels_stay_and_the_whole_hole_is_filled(box):
     photo = read_photo(CAT, box=box)
     before = photo.pixels.copy()
-    (pixels,), notes = fill_photo(Stub(), photo)
+    (pixels,), notes = squares(Stub(), photo)
     assert pixels.dtype == np.uint8 and pixels.shape == before.shape
     assert np.array_equal(photo.pixels, before) and np.array_equal(pixels[~photo.hole], before[~photo.hole])
     assert abs(pixels[photo.hole].mean() - 200) < 25  # Lanczos overshoots in narrow holes
@@ -75,14 +78,14 @@ def test_pictures_of_any_size_even_one_pixel_wide(inpainter, size):
     hole = np.zeros(size[::-1], dtype=bool)
     hole.flat[[2, -1]] = True
     photo = read_photo(image, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
-    for pixels in fill_photo(inpainter, photo, samples=2)[0]:
+    for pixels in squares(inpainter, photo, samples=2)[0]:
         assert np.array_equal(pixels[~hole], np.array(image)[~hole])
 
 
 def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_fills_it(inpainter):
     image = CAT.resize((SIZE, SIZE))
     photo = read_photo(image, box=(3, 4, 7, 6))
-    completions, notes = fill_photo(inpainter, photo, seed=3, samples=3, margin=1)
+    completions, notes = squares(inpainter, photo, seed=3, samples=3, margin=1)
     hole = torch.from_numpy(photo.hole)[None, None]
     images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     expected = inpainter.complete(images, hole, [3], samples=3, margin=1).images.permute(0, 2, 3, 1).numpy()
@@ -91,17 +94,17 @@ def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_fills_it(inpain
 
 def test_a_completion_depends_neither_on_the_batch_nor_on_the_others(inpainter):
     photo = read_photo(CAT, mask=MASK)
-    together, _ = fill_photo(inpainter, photo, seed=5, samples=3, batch_size=64)
-    (alone,), _ = fill_photo(inpainter, photo, seed=5)
+    together, _ = squares(inpainter, photo, seed=5, samples=3, batch_size=64)
+    (alone,), _ = squares(inpainter, photo, seed=5)
     for size in (1, 2, 4, 5):
-        assert np.array_equal(together, fill_photo(inpainter, photo, seed=5, samples=3, batch_size=size)[0])
+        assert np.array_equal(together, squares(inpainter, photo, seed=5, samples=3, batch_size=size)[0])
     assert np.array_equal(alone, together[0])
     assert not np.array_equal(together[0], together[1]) and not np.array_equal(together[1], together[2])
 
 
 def test_what_is_painted_in_the_hole_changes_nothing(inpainter):
     painted = Image.fromarray(np.where(HOLE[..., None], 255 - np.array(CAT), np.array(CAT)))
-    one, other = (fill_photo(inpainter, read_photo(image, mask=MASK))[0][0] for image in (CAT, painted))
+    one, other = (squares(inpainter, read_photo(image, mask=MASK))[0][0] for image in (CAT, painted))
     assert np.array_equal(one, other)
 
 
@@ -121,7 +124,7 @@ def test_each_region_and_completion_has_a_seed_of_its_own(inpainter):
 
 def test_the_options_reach_the_inpainter():
     stub, decoding = Stub(), DecodingConfig(total_iter=2, sweet_spot=2, mask_func="square")
-    fill_photo(stub, read_photo(CAT, mask=MASK), 9, 1, decoding, margin=2, batch_size=8)
+    squares(stub, read_photo(CAT, mask=MASK), 9, 1, decoding, margin=2, batch_size=8)
     assert stub.asked == {
         "seeds": [9, mix(9, 0, 1)], "batch_size": 8, "samples": 1, "margin": 2, "decoding": decoding, "painted": None,
     }  # fmt: skip
@@ -130,7 +133,7 @@ def test_the_options_reach_the_inpainter():
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_progress_rises_to_one(inpainter, batch_size):
     told = []
-    fill_photo(inpainter, read_photo(CAT, mask=MASK), samples=3, batch_size=batch_size, on_step=told.append)
+    squares(inpainter, read_photo(CAT, mask=MASK), samples=3, batch_size=batch_size, on_step=told.append)
     assert told == sorted(told) and told[-1] == 1 and 0 < told[0] <= 0.25
     assert len(told) == 4 * -(-6 // batch_size)
 
@@ -158,26 +161,26 @@ def test_windows_fill_at_the_pictures_own_scale_from_coarse_to_fine(inpainter):
     (flat,), _ = fill_photo(inpainter, photo, seed=5, coarse=False, **options)
     (soft,), _ = fill_photo(inpainter, photo, seed=5, feather=2, **options)
     assert not np.array_equal(flat, completions[0]) and not np.array_equal(soft[~HOLE], photo.pixels[~HOLE])
-    with pytest.raises(ValueError, match="unknown tiling 'hexagons', expected one of: squares, windows"):
+    with pytest.raises(ValueError, match="unknown tiling 'hexagons', expected one of: windows, squares"):
         fill_photo(inpainter, photo, tiling="hexagons")
 
 
 def test_a_shrunk_region_meets_known_colours_at_its_rim():
     flat = Image.new("RGB", (200, 150), (120, 120, 120))
     photo = read_photo(flat, box=(60, 40, 80, 60))
-    (pixels,), notes = fill_photo(Stub(colour=150, bias=30), photo)
+    (pixels,), notes = squares(Stub(colour=150, bias=30), photo)
     assert notes == ["the picture: region of 80x60 pixels shrunk 9.4 times; it will look soft"]
     rim, middle = np.abs(pixels[40, 60:140].astype(int) - 120).mean(), pixels[70, 100, 0]
     assert rim < 8 and abs(int(middle) - 150) < 20
 
 
 def test_notes_on_shrinking():
-    assert fill_photo(Stub(), read_photo(CAT, box=(5, 5, 8, 8)))[1] == []
-    (one,) = fill_photo(Stub(), read_photo(CAT, box=(5, 5, 20, 10)))[1]
+    assert squares(Stub(), read_photo(CAT, box=(5, 5, 8, 8)))[1] == []
+    (one,) = squares(Stub(), read_photo(CAT, box=(5, 5, 20, 10)))[1]
     assert one == "the picture: region of 20x10 pixels shrunk 2.5 times"
-    (two,) = fill_photo(Stub(), read_photo(CAT, mask=MASK))[1]
+    (two,) = squares(Stub(), read_photo(CAT, mask=MASK))[1]
     assert two == "the picture: 2 regions, the largest of 60x40 pixels shrunk 7.5 times; it will look soft"
-    (wide,) = fill_photo(Stub(), read_photo(CAT, mask=MASK), context=1.2)[1]
+    (wide,) = squares(Stub(), read_photo(CAT, mask=MASK), context=1.2)[1]
     assert "shrunk 4.5 times" in wide
 
 
@@ -228,5 +231,5 @@ def test_of_many_regions_the_first_are_shown(inpainter, monkeypatch):
     photo = read_photo(CAT, mask=MASK)
     filling, steps, seen = shown(inpainter, photo, samples=2, batch_size=3)
     assert seen[-1][0].shape == (256, 256, 3) and steps.maps()[0].shape[1] == 256 and len(steps.film()) == 4
-    assert np.array_equal(filling.completions(), fill_photo(inpainter, photo, samples=2)[0])
+    assert np.array_equal(filling.completions(), squares(inpainter, photo, samples=2)[0])
     assert np.array_equal(seen[3], seen[-1])  # the second batch is of the other region but for one row

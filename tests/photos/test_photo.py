@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 from skimage.data import chelsea
+from tiny_networks import CONV, PATCH, save, transformer, vqgan
 
 import inpainting
 from photos.photo import grown, pair_photos, read_photo, write_photo
@@ -189,33 +191,22 @@ def test_one_picture_and_its_samples(run, tmp_path, capsys):
     mask = Image.new("L", small.size, 255)
     mask.paste(0, (10, 12, 34, 30))
     mask.save("mask.png")
-    run("--image", "photo.jpg", "--mask", "mask.png", "--out", "filled.png", "--seed", 4, "--mask-func", "linear")
+    squares = "--image", "photo.jpg", "--tiling", "squares", "--mask-func", "linear"
+    run(*squares, "--mask", "mask.png", "--out", "filled.png", "--seed", 4)
     assert "note: photo.jpg: region of 24x18 pixels shrunk 2.5 times" in capsys.readouterr().out
     known = np.array(mask) == 255
     assert np.array_equal(pixels_of("filled.png")[known], pixels_of("photo.jpg")[known])
-    run(
-        "--image",
-        "photo.jpg",
-        "--mask",
-        "mask.png",
-        "--out",
-        "k.png",
-        "--seed",
-        4,
-        "--mask-func",
-        "linear",
-        "--samples",
-        2,
-    )
+    run(*squares, "--mask", "mask.png", "--out", "k.png", "--seed", 4, "--samples", 2)
     assert np.array_equal(pixels_of("k_0.png"), pixels_of("filled.png"))
     assert not np.array_equal(pixels_of("k_1.png"), pixels_of("filled.png"))
-    run("--image", "photo.jpg", "--box", "10,12,24,18", "--seed", 4, "--mask-func", "linear")
+    run(*squares, "--box", "10,12,24,18", "--seed", 4)
     assert np.array_equal(pixels_of("results/photo.png"), pixels_of("filled.png"))
-    run("--image", "photo.jpg", "--box", "10,12,24,18", "--seed", 5, "--total-iter", 2, "--out", "o.png")
+    run(*squares, "--box", "10,12,24,18", "--seed", 5, "--total-iter", 2, "--out", "o.png")
     assert not np.array_equal(pixels_of("o.png"), pixels_of("filled.png"))
     run("--image", "photo.jpg", "--box", "10,12,24,18", "--out", "o.jpg", "--context", 1.1)
-    assert "JPEG changes known pixels" in capsys.readouterr().out
-    box = "--image", "photo.jpg", "--box", "10,12,24,18", "--tiling", "windows"
+    said = capsys.readouterr().out  # --context is of squares
+    assert "JPEG changes known pixels" in said and "shrunk" in said
+    box = "--image", "photo.jpg", "--box", "10,12,24,18"
     for flags in (("w.png",), ("c.png", "--no-coarse"), ("f.png", "--feather", 3), ("g.png", "--grow", 2)):
         run(*box, "--out", *flags)
     pixels, kept = pixels_of("w.png"), np.ones((40, 60), dtype=bool)
@@ -264,8 +255,8 @@ def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
         (["--image", "cat.png", "--context", "inf"], "--context must be at least 1, and finite"),
         (["--image", "cat.png", "--context", "nan"], "--batch-size, --samples and --context must be at least 1"),
         (["--image", "cat.png", "--context", "3", "--tiling", "windows"], "--context: would do nothing with --tiling"),
-        (["--image", "cat.png", "--feather", "3"], "--feather: would do nothing with --tiling squares"),
-        (["--image", "cat.png", "--no-coarse"], "--coarse: would do nothing with --tiling squares"),
+        (["--image", "cat.png", "--feather", "3", "--context", "2"], "--feather: would do nothing with --tiling"),
+        (["--image", "cat.png", "--no-coarse", "--tiling", "squares"], "--coarse: would do nothing with --tiling"),
         (["--image", "cat.png", "--box", "1,1,1"], "expected 4 integers with commas between, found 1,1,1"),
         (["--image", "cat.png", "--hole-color", "red"], "expected 3 integers with commas between, found red"),
     ],
@@ -317,3 +308,43 @@ def test_no_result_replaces_a_picture_or_a_mask(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match="is an input"):
             pair_photos(*given)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [(["--image", "cat.png", "--box", "1,1,2,2"], "photos64"), ([], "cats64"),
+     (["--image", "cat.png", "--checkpoint", "pretrained/cats64"], "cats64")],
+)  # fmt: skip
+def test_photographs_are_filled_by_the_model_of_photographs(monkeypatch, capsys, flags, name):
+    def stop(folder, *rest):
+        raise ValueError(f"asked for {Path(folder).name}")
+
+    monkeypatch.setattr(inpainting.Inpainter, "from_pretrained", stop)
+    with pytest.raises(SystemExit):
+        inpainting.main(flags)
+    assert f"asked for {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoder", "flags", "tiling"),
+    [(PATCH, [], "windows"), (PATCH, ["--context", "3"], "squares"), (CONV, [], "squares")],
+)
+def test_a_tiling_that_is_not_asked_for_is_what_the_flags_mean_and_the_model_can(tmp_path, encoder, flags, tiling):
+    torch.manual_seed(0)
+    folder = save(tmp_path / "model", vqgan(encoder), transformer())
+    CAT.resize((60, 40)).save(tmp_path / "cat.png")
+    pictures = []
+    for name, more in (("one.png", flags), ("two.png", ["--tiling", tiling, *flags])):
+        line = [
+            "--image",
+            tmp_path / "cat.png",
+            "--box",
+            "10,12,24,18",
+            "--checkpoint",
+            folder,
+            "--out",
+            tmp_path / name,
+        ]
+        inpainting.main([*map(str, line), *more])
+        pictures.append(pixels_of(tmp_path / name))
+    assert np.array_equal(*pictures)
