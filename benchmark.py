@@ -24,6 +24,7 @@ from torchvision.utils import save_image
 
 from config import Config, add_flag, load_config
 from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
+from files import replace_file
 from maskgit.data import GREY, Inputs, to_float
 from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
@@ -33,7 +34,7 @@ from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
 from training.autoencoder import VQGANTrainer
 from training.transformer import TransformerTrainer
-from utils import ROOT, log, machine, pick_device, start_logging, uses_bfloat16
+from utils import ROOT, log, machine, pick_device, run_script, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 
@@ -275,9 +276,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def note(new: list[Measurement]) -> None:
         rows.extend(new)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         report = {"machine": machine(device), "settings": asdict(settings), "ceilings_gflop_s": limits}
-        args.json.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        text = json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+        replace_file(args.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         log.info(table(new))
 
     for name, config in configs.items():
@@ -304,4 +305,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -36,7 +36,7 @@ from photos.image_file import read_image_file
 from photos.photo import Photo, grown, read_photo, write_photo
 from photos.tight import tight_notes
 from photos.watch import WATCHED, WatchedSquares, WatchedWindows
-from utils import log, start_logging
+from utils import log, run_script, start_logging
 
 VIEW = 512  # pixels
 HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
@@ -346,4 +346,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import add_flag
 from evaluation.metrics import Moments, frechet_distance
-from maskgit.data import list_images, to_float
+from files import replace_file
+from maskgit.data import list_images, opened, to_float
 from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
-from models.checkpoint import file_hash, replace_file
+from models.checkpoint import file_hash
 from models.features import FEATURES, WeightsError, feature_network
-from utils import pick_device
+from utils import pick_device, run_script
 
 FEW_IMAGES = 2048
 
@@ -42,11 +42,8 @@ def read_results(folder, workers: int = 4) -> Tensor:
     """
     paths = list_images(folder)
     for path in paths:
-        try:
-            with Image.open(path) as picture:  # reads the header alone
-                kind = picture.format
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        with opened(path) as picture:  # reads the header alone
+            kind = picture.format
         if kind in ("JPEG", "MPO"):
             raise ValueError(f"{path}: is a JPEG, so the score would measure the compression; write results as PNG")
     return ImageDataset(paths, workers=workers).images
@@ -247,4 +244,4 @@ def _warn(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

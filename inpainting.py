@@ -24,7 +24,7 @@ from tqdm import tqdm
 from config import add_flag
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.completion import InpaintingResult
-from maskgit.data import Inputs, to_float
+from maskgit.data import MEGAPIXELS, Inputs, admit, to_float
 from maskgit.decoding_config import AUTO, CODES, SAMPLERS, DecodingConfig
 from maskgit.folders import Folders, Options, chelsea, inpaint, refuse_inputs, write_manifest
 from maskgit.inpainter import CATS, PHOTOS, Inpainter
@@ -35,7 +35,7 @@ from photos.crops import CONTEXT
 from photos.fill import TILINGS, fill_photo
 from photos.photo import grown, pair_photos, read_photo, write_photo
 from photos.tight import tight_notes
-from utils import check_folder, log, start_logging
+from utils import check_folder, log, run_script, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
 
@@ -45,13 +45,13 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"  # of a single picture
 ALWAYS = {"checkpoint", "out", "samples", "seed", "margin", "batch_size", "device", "precision", "compile"}
 ALWAYS |= set(DecodingConfig.model_fields)
 LAB = {"predicted_path", "lpips_weights", "profile", "grids", "animate"}
+TILED = {"squares": {"context"}, "windows": {"coarse", "feather"}}  # flags that ask for a tiling
 MODES = {  # what each way to name the pictures understands beside ALWAYS
     "--list": set(),
-    "--image": {"image", "mask", "hole_color", "box", "tiling", "coarse", "feather", "grow", "context"},
+    "--image": {"image", "mask", "hole_color", "box", "max_megapixels", "tiling", "grow"}.union(*TILED.values()),
     "--test-maskedimage-path": {"test_maskedimage_path", "test_mask_path", "gtcsv_path", "num_workers", *LAB},
     "scikit-image's cat": LAB,
 }
-TILED = {"squares": {"context"}, "windows": {"coarse", "feather"}}  # flags that ask for a tiling
 
 
 def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
@@ -119,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
              "size (default: windows, where the model's encoder can)")  # fmt: skip
     add_flag(own, "--coarse", action=argparse.BooleanOptionalAction, default=True,
              help="fill thick holes at smaller scales first (windows; default: yes)")  # fmt: skip
+    add_flag(own, "--max-megapixels", type=float, default=MEGAPIXELS, metavar="X",
+             help=f"refuse pictures that are larger (default: {MEGAPIXELS})")  # fmt: skip
     add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
              help=f"squares: X times as large as the region (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
@@ -192,6 +194,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
         parser.error(f"{told}: would do nothing with {mode}")
     if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not 1 <= args.context < math.inf:
         parser.error("--batch-size, --samples and --context must be at least 1, and finite")
+    if not 0 < args.max_megapixels < math.inf:
+        parser.error("--max-megapixels must be positive, and finite")
     if min(args.seed, args.margin, args.grids, args.profile, args.feather, args.grow) < 0:
         parser.error("--seed, --margin, --grids, --profile, --feather and --grow must be at least 0")
     if args.lpips_weights and args.samples == 1:
@@ -290,8 +294,8 @@ def fill_photos(
                     on_step=lambda share, bar=bar: bar.update(share - bar.n),
                 )  # fmt: skip
             notes = photo.notes + tight_notes(photo) + notes
-            for path, pixels in zip(targets, pictures, strict=True):
-                notes += write_photo(path, photo, pixels, args.feather)
+            for path in targets:
+                notes += write_photo(path, photo, pictures.pop(0), args.feather)
                 tqdm.write(f"{image} -> {path}")
         except (ValueError, OSError) as error:
             done = False
@@ -313,6 +317,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     try:
         if mode == "--image":
+            admit(args.max_megapixels)
             jobs = pair_photos(args.image, args.mask, args.out, args.samples)  # before networks are loaded
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = inpainter.decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
@@ -326,4 +331,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

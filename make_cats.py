@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from maskgit.data import GREY, open_upright, write_image
 from maskgit.masks import make_holes
+from utils import run_script
 
 AROUND = 1.25  # side of a crop / longer side of the box around the head
 VAL_EVERY = 10
@@ -110,4 +111,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

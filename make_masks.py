@@ -7,6 +7,7 @@ import numpy as np
 
 from maskgit.data import write_image
 from maskgit.masks import FAMILIES, make_holes
+from utils import run_script
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,4 +41,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -26,7 +26,7 @@ from evaluation.sweeps import Sweep, SweepConfig
 from maskgit.data import write_image
 from maskgit.folders import chelsea
 from maskgit.visualize import Strip, contact_sheet
-from utils import ROOT, check_folder, log, machine, start_logging
+from utils import ROOT, check_folder, log, machine, run_script, start_logging
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
@@ -144,4 +144,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

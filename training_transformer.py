@@ -9,7 +9,7 @@ from config import parse_training, training_parser
 from models.distributed import world
 from training.run import Run, load_images, open_store
 from training.transformer import TransformerTrainer, frozen_vqgan, load_tokens
-from utils import first_on_machine, join_processes, leave_processes, log, start_logging
+from utils import first_on_machine, join_processes, log, run_script, start_logging
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,16 +31,13 @@ def main(argv: list[str] | None = None) -> None:
         notes = {"decoding": config.decoding.model_dump_json(), "vqgan": key}
         settings, optimizers = config.transformer_training, {"adam": trainer.optimizer}
         run = Run("transformer", folder, settings, len(train), trainer.model, optimizers, notes=notes)
-        if args.resume:
-            run.resume()
+        run.begin(args.resume)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 2: {counts}, on {world()} x {device.type}")
-    run.fit(trainer.fetch, trainer.update, trainer.validate, args.profile)
-    log.info(f"weights: {run.weights}")
-    leave_processes()
+    run.carry_out(trainer, args.profile)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

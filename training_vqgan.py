@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from config import parse_training, training_parser
-from models.checkpoint import file_hash, replace_file
+from files import replace_file
+from models.checkpoint import file_hash
 from models.distributed import world
 from training.autoencoder import VQGANTrainer
 from training.run import Run, load_images, open_store
-from utils import first_on_machine, join_processes, leave_processes, log, start_logging
+from utils import first_on_machine, join_processes, log, run_script, start_logging
 
 
 def keep_beside(transformer: Path, target: Path) -> None:
@@ -42,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         run = Run(
             "vqgan", folder, config.vqgan_training, len(train), trainer.model, trainer.optimizers, trainer.modules
         )
-        if args.resume:
-            run.resume()
+        run.begin(args.resume)
         if guessing := config.vqgan_training.guesses.transformer:
             with first_on_machine():
                 keep_beside(Path(guessing), run.weights.with_name("transformer.safetensors"))
@@ -51,10 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
     log.info(f"stage 1: {counts}, on {world()} x {device.type}")
-    run.fit(trainer.fetch, trainer.update, trainer.validate, args.profile)
-    log.info(f"weights: {run.weights}")
-    leave_processes()
+    run.carry_out(trainer, args.profile)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,8 +5,10 @@ import datetime
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -176,6 +178,53 @@ def check_folder(path: Path, flag: str) -> Path:
     if not found.is_dir():
         raise ValueError(f"{flag} {path}: {found} is a file, expected a folder")
     return path
+
+
+class Stopped(BaseException):
+    """A signal ended the work early; the message says what is kept. No error: who handles those lets it pass."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[Callable[[], int]]:
+    """SIGINT and SIGTERM do not end the block: the function that it is given says which came, 0 for none.
+
+    A second one does what it did before. In a thread nothing changes: signals are the main thread's.
+    """
+    came, before = [0], {}
+
+    def note(number: int, frame) -> None:
+        came[0] = number
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: came[0]
+    finally:
+        restore()
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """`main()`; where SIGINT (Ctrl-C) or SIGTERM ends it, one line and the exit status 128 + the signal's number."""
+
+    def stop(number: int, frame) -> None:
+        raise Stopped(number, "stopped; every file written so far is whole")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        main()
+    except Stopped as end:
+        print(end, file=sys.stderr)
+        sys.exit(128 + end.number)
 
 
 def one_line(error: Exception) -> str:

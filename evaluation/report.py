@@ -15,8 +15,8 @@ from typing import NamedTuple
 from evaluation.evaluator import BINNED
 from evaluation.figures import FIGURES, RAW, Figure
 from evaluation.methods import FORMER_KINDS
+from files import locked, replace_file
 from maskgit.decoding_config import AUTO
-from models.checkpoint import locked, replace_file
 from utils import log
 
 OF_VQGAN = ("psnr", "lpips", "ssim", "fd_vgg16", "kid", "code_usage")
@@ -297,7 +297,7 @@ def _draw_fd(canvas, families: dict[str, list[Line]], rows: list[str], path: Pat
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].invert_yaxis()
-    figure.savefig(path, dpi=120)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, dict], path: Path) -> None:
@@ -315,7 +315,7 @@ def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, d
             panel.set(title=family, ylabel=FIGURES[name].label, xlabel="missing pixels, %")
             panel.grid(alpha=0.3)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
 def by_total_iter(families: dict[str, list[Line]]) -> dict[str, dict[str, dict[int, Spread]]]:
@@ -352,4 +352,4 @@ def _draw_total_iter(canvas, series: dict[str, dict[str, dict[int, Spread]]], pa
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.savefig(path, dpi=120)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

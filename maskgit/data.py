@@ -8,18 +8,23 @@ Every conversion of value range and polarity happens here, once:
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
+from files import replace_file
+from utils import one_line
+
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 GREY = 128  # what the encoder sees in a hole
+MEGAPIXELS = 100  # of a picture, at most, unless more are admitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,28 +63,43 @@ def file_number(path: Path) -> int | None:
 
 
 def list_images(folder, suffixes=frozenset(EXTENSIONS)) -> list[Path]:
-    """The picture files of `folder`, by number, then by name. Raises ValueError where there are none."""
+    """The picture files of `folder`, by number, then by name, without hidden ones (macOS writes ._NAME beside NAME).
+
+    Raises ValueError where there are none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    files = [path for path in files if not path.is_dir()]
     if not files:
         raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(suffixes))})")
     return sorted(files, key=lambda path: (file_number(path) or 0, path.name))
 
 
-def pair(images: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
-    """Images and masks by order; their numbers must agree. Raises ValueError naming the first two that do not."""
-    if len(images) != len(masks):
-        raise ValueError(
-            f"{len(images)} images in {images[0].parent} but {len(masks)} masks in {masks[0].parent}: "
-            "each image needs its mask"
-        )
-    for image, mask in zip(images, masks, strict=True):
-        numbers = file_number(image), file_number(mask)
-        if None not in numbers and numbers[0] != numbers[1]:
-            raise ValueError(f"{image} would be paired with {mask}: their numbers differ")
-    return list(zip(images, masks, strict=True))
+def _bare_name(path: Path) -> str:
+    """The stem without "mask" before it, or after it with a number: cat for mask_cat.png and LaMa's cat_mask001.png."""
+    return re.sub(r"^mask[-_]?|[-_]?mask\d*$", "", Path(path).stem) or Path(path).stem
+
+
+def pair(images: list[Path], others: list[Path], noun: str = "mask") -> list[tuple[Path, Path]]:
+    """Each image and the one of `others` that has its name, or else its number; of one and one whatever they have.
+
+    Raises ValueError naming those that are alone, or that there are two of one number.
+    """
+    if len(images) == len(others) == 1:
+        return [(images[0], others[0])]
+    alone: list[Path] = []
+    for key in (lambda path: path.stem, _bare_name, file_number):
+        wanted, found = ({key(path): path for path in paths} for paths in (images, others))
+        if found.keys() == wanted.keys() and None not in found and len(wanted) == len(images) == len(others):
+            return [(image, found[key(image)]) for image in images]
+        odd = [wanted.get(name) or found[name] for name in wanted.keys() ^ found.keys()]
+        alone = odd if odd and (not alone or len(odd) < len(alone)) else alone
+    told = ", ".join(sorted(path.name for path in alone)[:4]) + ", ..." * (len(alone) > 4)
+    why = f"alone are {told}" if alone else "two have one"
+    folders = f"{len(images)} images in {images[0].parent} and {len(others)} {noun}s in {others[0].parent}"
+    raise ValueError(f"{folders}: expected a {noun} of each image's name or number; {why}")
 
 
 def refuse_overwriting(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
@@ -97,18 +117,47 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
+def admit(megapixels: float) -> None:
+    """Pictures of so many megapixels, wherever files are read; larger ones are refused before they are decoded."""
+    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)  # Pillow warns there, and raises at twice as much
+
+
+admit(MEGAPIXELS)
+
+
 @contextlib.contextmanager
 def readable(path) -> Iterator[None]:
-    """What Pillow raises inside, while it reads, becomes a ValueError naming the file."""
+    """What is raised inside, while a picture is read, becomes a ValueError naming the file."""
     try:
         yield
-    except (UnidentifiedImageError, OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    except Exception as error:  # decoders raise all there is: struct.error, KeyError, ZeroDivisionError, ...
+        why = one_line(error)
+        if isinstance(error, Image.DecompressionBombError):
+            why = _too_large(int(re.findall(r"\d+", why)[0]))
+        raise ValueError(f"{path}: cannot be read as an image ({why})") from error
+
+
+def _too_large(pixels: int) -> str:
+    most = Image.MAX_IMAGE_PIXELS / 1e6
+    return f"{pixels / 1e6:.0f} megapixels, at most {most:g} are read; --max-megapixels of inpainting.py admits more"
+
+
+@contextlib.contextmanager
+def opened(path) -> Iterator[Image.Image]:
+    """A picture file, not decoded yet. Raises ValueError naming it, also for what is raised within the block: no file
+    (to open a pipe would be to wait), no picture, or more pixels than `admit` says."""
+    with readable(path):
+        if (status := _status(path)) and not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        with Image.open(path) as picture:
+            if Image.MAX_IMAGE_PIXELS and (pixels := picture.width * picture.height) > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(_too_large(pixels))
+            yield picture
 
 
 def open_upright(path) -> Image.Image:
     """The decoded picture with its EXIF orientation applied. Raises ValueError naming the file."""
-    with readable(path), Image.open(path) as picture:
+    with opened(path) as picture:
         return ImageOps.exif_transpose(picture)
 
 
@@ -187,15 +236,19 @@ def resize_pair(pixels: np.ndarray, hole: np.ndarray, size: int) -> tuple[np.nda
 
 def write_image(path, pixels: np.ndarray) -> None:
     """Writes uint8 (H, W) or (H, W, 3) as a picture; the folder is made where it is missing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    save_picture(path, Image.fromarray(pixels))
+
+
+def save_picture(path, picture: Image.Image, **options) -> None:
+    """`picture.save(path, **options)`, replacing the file at once; the format is that of its suffix."""
+    kind = Image.registered_extensions()[Path(path).suffix.lower()]
+    replace_file(path, lambda temporary: picture.save(temporary, kind, **options))
 
 
 def write_animation(path, frames: Tensor, milliseconds: list[int]) -> None:
     """Writes uint8 frames (T, 3, H, W), each shown for its `milliseconds`, as an endless animation (WebP, GIF)."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     first, *rest = (Image.fromarray(to_pixels(frame)) for frame in frames)
-    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, lossless=True)
+    save_picture(path, first, save_all=True, append_images=rest, duration=milliseconds, loop=0, lossless=True)
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

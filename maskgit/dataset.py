@@ -16,8 +16,8 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from maskgit.data import list_images, open_upright, read_hole, read_image, readable, to_mode
-from models.checkpoint import replace_file
+from files import replace_file
+from maskgit.data import list_images, open_upright, opened, read_hole, read_image, to_mode
 
 Windows = Literal["centre", "random", "fixed"]
 CHUNK = 256  # files decoded before their pixels are put away
@@ -148,7 +148,7 @@ def _whole_size(size: tuple[int, int], least: int) -> tuple[int, int]:
 
 def _read_size(path) -> tuple[int, int]:
     """Width and height of the upright picture in a file, without decoding it."""
-    with readable(path), Image.open(path) as picture:
+    with opened(path) as picture:
         turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return picture.size[::-1] if turned else picture.size
 

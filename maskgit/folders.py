@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from files import replace_file
 from maskgit.completion import InpaintingResult
 from maskgit.data import (
     GREY,
@@ -42,7 +43,7 @@ from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Sheets, confidence_map, first_of_each
-from models.checkpoint import file_hash, replace_file
+from models.checkpoint import file_hash
 from utils import images_at_once, profile
 
 FACES = ((70, 0, 300), (90, 10, 280), (110, 40, 250))  # squares of chelsea: left, top, side in pixels
@@ -73,14 +74,17 @@ class Folders:
     def __init__(self, images, masks, truth, size: int, workers: int):
         self.size, self.workers = size, max(1, workers)
         self.folders = [Path(path) for path in (images, masks, truth) if path]
-        self.pairs = pair(list_images(images), list_images(masks))
-        self.names = [f"{image.stem}.png" for image, _ in self.pairs]
+        paths = list_images(images)
+        self.names = [f"{path.stem}.png" for path in paths]
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"{images}: two images of one name but for their ending would overwrite each other")
+        self.pairs = pair(paths, list_images(masks))
         self.groups = [Path(masks).name] * len(self.names)
         self.source = truth
         self.truth = list_images(truth) if truth and Path(truth).is_dir() else read_truth(truth) if truth else None
-        if self.truth is not None and len(self.truth) != len(self.names):
+        if isinstance(self.truth, list):
+            self.truth = [true for _, true in pair(paths, self.truth, "true image")]
+        elif self.truth is not None and len(self.truth) != len(self.names):
             raise ValueError(f"{truth}: {len(self.truth)} true images for {len(self.names)} to fill")
 
     def __len__(self) -> int:

@@ -135,7 +135,7 @@ def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed:
     return *images, tokens.flatten(), confidence.flatten(), hidden.flatten()
 
 
-def around(hole: np.ndarray, reach: int, factor: int) -> Box:
+def around(hole: np.ndarray, reach: int, factor: int = 1) -> Box:
     """The rectangle of the hole and `reach` pixels more on every side, where the picture is; it begins with a cell of
     `factor` pixels of the picture's grid."""
     along = (hole.any(axis=axis).nonzero()[0] for axis in (1, 0))

@@ -1,14 +1,13 @@
 """Weights files that describe themselves, and modules built from them.
 
-A weights file is safetensors: plain tensors, and in its metadata `kind` (the class it belongs to) and `config`
-(JSON, enough to rebuild the module). Reading one executes no code.
+A weights file is safetensors: plain tensors, and in its metadata `kind` (the class it belongs to), `config` (JSON,
+enough to rebuild the module) and `sha256`, which tells a damaged file. Reading one executes no code.
 """
 
-import contextlib
 import hashlib
-import os
-import platform
-from collections.abc import Iterator
+import json
+import zipfile
+import zlib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,35 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from files import replace_file
 from models.settings import Settings, explain, in_brief, read_config
-
-
-def replace_file(path, write) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`: a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.tmp")  # two machines may share a folder
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder) -> Iterator[None]:
-    """The block runs in one process of this machine at a time; not so on Windows, which cannot lock a folder."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype = torch.float16, **notes: str) -> None:
@@ -59,14 +31,39 @@ def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype =
         for name, tensor in module.state_dict().items()
     }
     metadata = {"kind": type(module).__name__, "config": config.model_dump_json(), **notes}
+    metadata["sha256"] = digest(tensors, metadata)
     content = save(tensors, metadata)  # save_file would let nobody but the owner read it
     replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256, in hexadecimal, of tensors of one or more bytes an element and of the metadata but `sha256`."""
+    notes = {key: value for key, value in metadata.items() if key != "sha256"}
+    found = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def check_archive(path) -> None:
+    """Raises ValueError where a part of what torch.save wrote, a zip file, does not have its checksum (CRC-32)."""
+    if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError) as error:
+        raise ValueError(f"damaged: {error}") from error
+    if bad:
+        raise ValueError(f"damaged: {bad} does not have its checksum")
 
 
 def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`(tensors, metadata)` of a safetensors file, or of a plain `state_dict` written by torch.save (no metadata).
 
-    Floating-point tensors come as float32. Raises FileNotFoundError, or ValueError naming the file.
+    Floating-point tensors come as float32. Raises FileNotFoundError, or ValueError naming the file, a damaged one too:
+    `sha256` of the metadata is checked where it is there, the checksums of a zip file are.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,9 +72,12 @@ def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            if metadata.get("sha256", digested := digest(tensors, metadata)) != digested:
+                raise ValueError("damaged: it does not have its SHA-256")
         else:
+            check_archive(path)
             tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a weights file ({why})") from error
     except Exception as error:  # pickle.UnpicklingError and its kin: torch refuses what is not plain tensors

@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.spatial import KDTree
 from torchvision.io import decode_image
 
-from maskgit.data import readable
+from files import replace_file
+from maskgit.data import opened, readable
 
 ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation: are rows and columns exchanged, and which axes are flipped then, on the way to upright
@@ -94,7 +95,7 @@ class ImageFile:
             values = np.asarray(_image("CMYK", values).convert("RGB"))
         elif self.mode == "1":
             values = values * 255
-        values = np.atleast_3d(values).astype(np.uint8)
+        values = np.atleast_3d(values).astype(np.uint8, copy=False)
         colour = values[..., :3] if values.shape[2] > 2 else values[..., :1].repeat(3, axis=2)
         return np.ascontiguousarray(turn(colour, self.orientation))
 
@@ -153,7 +154,7 @@ def read_image_file(source) -> ImageFile:
     """A file, or a Pillow picture. Raises ValueError naming the file that cannot be read, or whose mode has no RGB."""
     given = isinstance(source, Image.Image)
     name = (getattr(source, "filename", "") or "the picture") if given else str(source)
-    with readable(name), contextlib.nullcontext(source) if given else Image.open(source) as image:
+    with readable(name), contextlib.nullcontext(source) if given else opened(source) as image:
         deep = not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", ""))
         frames = getattr(image, "n_frames", 1)
         image.load()
@@ -205,7 +206,7 @@ def _values(name: str, image: Image.Image) -> tuple[str, np.ndarray, Image.Image
     image = image.convert(RARE[image.mode]) if image.mode in RARE else image
     if image.mode not in MODES:
         raise ValueError(f"{name}: a picture of Pillow's mode {image.mode}, expected one of {', '.join(MODES)}, I;16")
-    return image.mode, np.array(image), image
+    return image.mode, np.asarray(image), image
 
 
 def _palette(image: Image.Image) -> np.ndarray:
@@ -240,11 +241,11 @@ def write_image_file(path, picture: ImageFile) -> list[str]:
     if kind is JPEG:
         notes.append(f"{path}: JPEG changes known pixels a little as well; PNG keeps them as they were")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         if picture.mode in DEEP.values():
-            Path(path).write_bytes(_deep_png(picture))
+            content = _deep_png(picture)
+            replace_file(path, lambda temporary: temporary.write_bytes(content))
         else:
-            _save(path, picture, kind)
+            replace_file(path, lambda temporary: _save(temporary, picture, kind))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be written ({error})") from error
     return notes
@@ -270,7 +271,7 @@ def _fit(path, picture: ImageFile, kind: Format) -> tuple[ImageFile, list[str]]:
 def _image(mode: str, stored: np.ndarray) -> Image.Image:
     """Pillow's picture of these very values."""
     packed = np.packbits(stored, axis=1) if mode == "1" else stored
-    return Image.frombytes(mode, stored.shape[1::-1], np.ascontiguousarray(packed).tobytes())
+    return Image.frombytes(mode, stored.shape[1::-1], np.ascontiguousarray(packed).data)
 
 
 def _exif(picture: ImageFile) -> bytes | None:

@@ -18,10 +18,12 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from maskgit.data import as_hole, list_images, open_upright, pair, readable, refuse_overwriting
+from maskgit.pyramid import around
 from photos.crops import EIGHT_NEIGHBOURS
 from photos.image_file import FORMATS, ImageFile, format_of, read_image_file, write_image_file
 
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
+LOOKED_AT = 4_000_000  # pixels, about, in search of signs that hole and known were mistaken for each other
 SPECK = 16  # fewer pixels than these, in a lossy file, have the hole's colour by chance
 
 
@@ -87,7 +89,9 @@ def grown(photo: Photo, pixels: int) -> Photo:
 
 def _within(hole: np.ndarray, pixels: int) -> np.ndarray:
     """The hole (H, W) and what is at most so many pixels from it."""
-    return ndimage.distance_transform_edt(~hole) <= pixels
+    near, found = around(hole, pixels), np.zeros_like(hole)
+    found[near] = ndimage.distance_transform_edt(~hole[near]) <= pixels
+    return found
 
 
 def _text(numbers) -> str:
@@ -136,7 +140,9 @@ def _doubts(where: str, pixels: np.ndarray, hole: np.ndarray, masked: bool, loss
     notes = []
     if hole.mean() > 0.5:
         notes.append(f"{where}: {100 * hole.mean():.0f} % of the picture is hole; is it the wrong way round?")
-    known = pixels[~hole].astype(np.int16)
+    every = max(1, len(hole) * hole.shape[1] // LOOKED_AT)  # row: a large picture is not looked at as a whole
+    known = pixels[::every][~hole[::every]].astype(np.int16)
+    known = known if len(known) else pixels[~hole].astype(np.int16)
     colour = np.median(known, axis=0)
     spread = TOLERANCE if lossy else 0
     flat = np.mean(np.abs(known - colour).max(axis=1) <= spread) > 0.99
@@ -193,4 +199,6 @@ def write_photo(path, photo: Photo, pixels: np.ndarray, feather: int = 0) -> lis
     """
     refuse_overwriting([Path(photo.name)], [Path(path)])
     beside = ~photo.hole & _within(photo.hole, feather) if feather else None
-    return write_image_file(path, photo.file.filled(pixels, photo.hole, beside))
+    filled = photo.file.filled(pixels, photo.hole, beside)
+    del pixels  # of a large picture, which nobody else may have either
+    return write_image_file(path, filled)

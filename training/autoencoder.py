@@ -27,7 +27,8 @@ from models.distributed import summed
 from models.perceptual import Perceptual
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training.run import VAL_SEED, apply_gradients, micro_batches, parallel, shard, staged, start_from
+from training.run import VAL_SEED, start_from
+from training.stepping import apply_gradients, micro_batches, parallel, shard, staged
 from utils import autocast, memory_format, mix
 
 NEAR = 32  # the codes that token noise draws from

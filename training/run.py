@@ -3,7 +3,8 @@
 Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
 is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
 In the folder of a run: NAME.safetensors (the averaged weights, best or last: all that inference needs), NAME_last.pt
-(everything that --resume needs), tensorboard/, and with them cache/ (see dataset.Store) and profile/ (--profile).
+(everything that --resume needs; NAME_former.pt: the one before), NAME.lock while it is at work, tensorboard/, and with
+them cache/ (see dataset.Store) and profile/ (--profile).
 """
 
 import contextlib
@@ -11,44 +12,25 @@ import math
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
+from files import held, keep_former, replace_file
 from maskgit.dataset import ImageDataset, Store
-from models.checkpoint import load_tensors, read_weights, replace_file, save_weights
-from models.distributed import mean, rank, world
-from utils import first_on_machine, log, mix, one_line, profile
+from models.checkpoint import check_archive, load_tensors, read_weights, save_weights
+from models.distributed import mean, rank, summed, world
+from training.stepping import NotFiniteError, averaged, lr_schedule
+from utils import Stopped, first_on_machine, leave_processes, log, mix, one_line, profile, signals_kept
 
 VAL_SEED = 2**31  # of the holes to validate on, which no training draws from
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss or a gradient became NaN or infinite; checkpoints written before are intact."""
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of `model`'s parameters and buffers; the decay grows as (1 + t) / (10 + t)."""
-
-    @torch.no_grad()
-    def average(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
-        rate = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        if averages[0].is_floating_point():  # one call has tensors of one type
-            torch._foreach_lerp_(averages, currents, rate)
-        else:
-            torch._foreach_copy_(averages, currents)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False).eval()
 
 
 def start_from(model: nn.Module, path: str, new: tuple[str, ...] = ()) -> None:
@@ -75,61 +57,6 @@ def load_images(data: DataConfig, size: int, store: Store) -> tuple[ImageDataset
             for name, path, windows in (("train", data.train, data.windows), ("val", data.val, val_windows))
         )
     return train, val
-
-
-def lr_schedule(optimizer: torch.optim.Optimizer, settings: TrainingConfig, per_epoch: int) -> LRScheduler:
-    """A linear warm-up and MultiStepLR, multiplied; `per_epoch` steps an epoch."""
-    warmup = max(1, round(settings.warmup * per_epoch))
-    milestones = [round(epoch * per_epoch) for epoch in settings.milestones]
-    linear = LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
-    return ChainedScheduler([linear, MultiStepLR(optimizer, milestones, settings.gamma)])
-
-
-def apply_gradients(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float) -> None:
-    """One step of `optimizer` on gradients already there. Raises NotFiniteError before it touches a weight.
-
-    A loss that is not finite in one process stops all: each sees the mean of their losses.
-    """
-    norm = nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-    loss = mean(loss)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise NotFiniteError(f"loss {loss.item()}, norm of the gradient {norm.item()}")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def parallel(model: nn.Module, compiled: bool = False) -> nn.Module:
-    """What to call in training in place of `model`: compiled where asked, gradients averaged over all processes.
-
-    `model` itself stays what is averaged, saved and validated. Raises ValueError where torch.compile lacks a compiler.
-    """
-    network = model
-    if compiled:
-        torch._functorch.config.donated_buffer = False  # adaptive_weight goes backward twice
-        try:
-            torch.compile(torch.sin)(next(model.parameters()).detach())
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"compile: torch.compile does not work here ({str(error).splitlines()[0]})") from error
-        network = torch.compile(model)
-    return DistributedDataParallel(network, broadcast_buffers=False) if world() > 1 else network
-
-
-def micro_batches(network: nn.Module, batch: list) -> Iterator:
-    """The micro-batches of a step; the processes exchange the gradients of `network` after the last one only."""
-    for number, part in enumerate(batch, start=1):
-        waits = isinstance(network, DistributedDataParallel) and number < len(batch)
-        with network.no_sync() if waits else contextlib.nullcontext():
-            yield part
-
-
-def shard(whole: Tensor, count: int) -> list[Tensor]:
-    """This process's rows of each of the `count` micro-batches of a batch."""
-    return [part.chunk(world())[rank()] for part in whole.chunk(count)]
-
-
-def staged(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, in memory from which a GPU copies while it computes."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 @dataclass
@@ -186,10 +113,15 @@ class Run:
         self._schedule()
         self.step, self.best = 0, math.inf
         self.order = (-1, torch.empty(0))  # an epoch and its permutation
+        self.lock = contextlib.ExitStack()
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / f"{self.name}_last.pt"
+
+    @property
+    def former(self) -> Path:
+        return self.folder / f"{self.name}_former.pt"
 
     @property
     def weights(self) -> Path:
@@ -201,18 +133,65 @@ class Run:
         return self.modules | {f"optimizer_{key}": optimizer for key, optimizer in self.optimizers.items()}
 
     def save(self) -> None:
+        """Writes NAME_last.pt; the one before becomes NAME_former.pt. Raises OSError naming what cannot be written."""
         state = {"step": self.step, "best": self.best, "steps_an_epoch": self.per_epoch}
         state |= {key: thing.state_dict() for key, thing in self.stateful.items()}
-        replace_file(self.checkpoint, lambda path: torch.save(state, path))
+        with self._saving(self.checkpoint):
+            if self.checkpoint.is_file():
+                keep_former(self.checkpoint, self.former)
+            replace_file(self.checkpoint, lambda path: torch.save(state, path))
+
+    @contextlib.contextmanager
+    def _saving(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # the latter is what torch.save raises where the disk is full
+            why = f"step {self.step} cannot be saved ({one_line(error)}); {self._kept()}"
+            raise OSError(f"{path}: {why}") from error
+
+    def _kept(self) -> str:
+        """Which checkpoint a training that stops here leaves."""
+        return f"last good checkpoint: {self.checkpoint if self.checkpoint.is_file() else 'none yet'}"
+
+    def begin(self, resume: bool) -> None:
+        """Makes the folder this run's alone until `carry_out` ends; goes on from its checkpoint, or there is none.
+
+        Raises FileNotFoundError, or ValueError: there is one, or it is of another run, or another process is at work.
+        """
+        with contextlib.ExitStack() as lock:
+            if rank() == 0:
+                lock.enter_context(held(self.folder / f"{self.name}.lock", "a training"))
+            if resume:
+                self.resume()
+            elif found := [path for path in (self.checkpoint, self.weights) if path.exists()]:
+                raise ValueError(f"{self.folder}: there is a training already ({found[0].name}); --resume goes on with "
+                                 "it, --out DIR starts one elsewhere")  # fmt: skip
+            self.lock = lock.pop_all()
+
+    def carry_out(self, trainer, profiled: int = 0) -> None:
+        """`fit` with the `fetch`, `update` and `validate` of a trainer, and where the weights are.
+
+        Ends the program with a line and exit status 1 where the numbers or the disk fail. Raises Stopped.
+        """
+        try:
+            self.fit(trainer.fetch, trainer.update, trainer.validate, profiled)
+        except (NotFiniteError, OSError) as error:
+            raise SystemExit(f"error: {error}") from error
+        finally:
+            self.lock.close()
+        log.info(f"weights: {self.weights}")
+        leave_processes()
 
     def resume(self) -> None:
         """Takes up the last checkpoint. Raises FileNotFoundError, or ValueError where it is of another run."""
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
         try:
+            check_archive(self.checkpoint)
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.checkpoint}: not a checkpoint ({one_line(error)})") from error
+            hint = f"; the one before is {self.former}" if self.former.is_file() else ""
+            raise ValueError(f"{self.checkpoint}: not a checkpoint ({one_line(error)}){hint}") from error
         if not isinstance(state, dict) or not {"steps_an_epoch", "step", "best"} <= state.keys():
             raise ValueError(f"{self.checkpoint}: not a checkpoint of a training")
         if state["steps_an_epoch"] != self.per_epoch:
@@ -230,6 +209,10 @@ class Run:
             raise ValueError(f"{self.checkpoint}: does not fit this config: {one_line(error)}") from error
         self._schedule()
         self.step, self.best = state["step"], state["best"]
+        if self.step > self.steps:
+            raise ValueError(
+                f"{self.checkpoint}: at step {self.step} already, the config says {self.steps}; raise epochs"
+            )
         log.info(f"resumed {self.checkpoint} at step {self.step} of {self.steps}")
 
     def _schedule(self) -> None:
@@ -265,9 +248,10 @@ class Run:
         validate: Callable[[nn.Module], dict],
         profiled: int = 0,
     ) -> None:
-        """Trains up to the last step, `profiled` of them recorded. Raises NotFiniteError, the last checkpoint intact.
+        """Trains up to the last step, `profiled` of them recorded; SIGINT and SIGTERM end it after the step at hand.
 
-        Process 0 validates, logs and saves; the others wait for it where gradients meet.
+        Process 0 validates, logs and saves; the others wait for it where gradients meet. Raises NotFiniteError, the
+        last checkpoint intact; OSError, naming what cannot be written; Stopped by a signal, all steps saved.
         """
         every = max(1, round(self.settings.validate_every * self.per_epoch))
         first, batches, whole, recent = rank() == 0, self._batches(fetch), Pace(), Pace()
@@ -277,6 +261,7 @@ class Run:
             self._writer() if first else contextlib.nullcontext() as writer,
             profile(trace, profiled) as profiler_step,
             tqdm(total=self.steps, initial=self.step, **options) as bar,
+            signals_kept() as signal_number,
         ):
             while self.step < self.steps:
                 begin = time.perf_counter()
@@ -296,11 +281,21 @@ class Run:
                     recent = Pace()
                 if first and (self.step % every == 0 or done):
                     self._validate(writer, validate)
-                if first and (self.step % self.settings.save_every == 0 or done):
+                stopped = self._told_to_stop(signal_number())
+                if first and (self.step % self.settings.save_every == 0 or done or stopped):
                     self.save()
+                if stopped and not done:
+                    raise Stopped(stopped, f"saved step {self.step}; --resume goes on")
         if whole.images:
             pace = whole.figures()
             log.info(f"{pace['images_per_second']:.4g} images/s, {pace['waiting']:.1%} of the time waiting for them")
+
+    def _told_to_stop(self, number: int) -> int:
+        """The signal that process 0 was sent, 0 for none; several processes ask each other every 20 steps."""
+        if world() == 1 or self.step % 20:
+            return number if world() == 1 else 0
+        device = next(self.model.parameters()).device
+        return int(summed(torch.tensor(number if rank() == 0 else 0, device=device)))
 
     def _writer(self) -> SummaryWriter:
         """A resumed run keeps what was logged so far."""
@@ -323,8 +318,7 @@ class Run:
         try:
             losses = update(self.step, batch)
         except NotFiniteError as error:
-            last = self.checkpoint if self.checkpoint.is_file() else "none yet"
-            raise NotFiniteError(f"step {self.step}: {error}; last good checkpoint: {last}") from error
+            raise NotFiniteError(f"step {self.step}: {error}; {self._kept()}") from error
         self.ema.update_parameters(self.model)
         self.step += 1
         return losses
@@ -348,4 +342,5 @@ class Run:
         self.best = min(self.best, figures["score"])
         if better or self.settings.keep == "last":
             notes = {**self.notes, "step": str(self.step), "seed": str(self.settings.seed), **numbers}
-            save_weights(self.weights, self.ema.module, self.model.config, **notes)
+            with self._saving(self.weights):
+                save_weights(self.weights, self.ema.module, self.model.config, **notes)

@@ -24,7 +24,8 @@ from models.checkpoint import save_weights
 from models.distributed import rank, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training.run import VAL_SEED, apply_gradients, micro_batches, parallel, shard, staged, start_from
+from training.run import VAL_SEED, start_from
+from training.stepping import apply_gradients, micro_batches, parallel, shard, staged
 from utils import autocast, first_on_machine, images_at_once, mix
 
 PREVIEWS, PREVIEWED = 8, ("walk", "thick", "box", "half")  # images, and the families of their holes

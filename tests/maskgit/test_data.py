@@ -1,6 +1,9 @@
 """data.py: any picture file becomes the same tensors, masks keep their polarity, what does not fit is named."""
 
 import io
+import os
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 
 from maskgit.data import (
     GREY,
+    MEGAPIXELS,
+    admit,
     as_hole,
     file_number,
     list_images,
@@ -78,24 +83,82 @@ def test_a_missing_folder_and_a_folder_without_pictures_are_named(tmp_path):
         list_images(tmp_path / "empty")
 
 
-def test_images_and_masks_are_paired_by_order(tmp_path):
-    images = [tmp_path / f"image_{i:05}.png" for i in (3, 4)]
-    masks = [tmp_path / f"mask_{i:03}.png" for i in (3, 4)]
-    assert pair(images, masks) == [(images[0], masks[0]), (images[1], masks[1])]
-    assert pair([tmp_path / "cat.png"], [masks[0]]) == [(tmp_path / "cat.png", masks[0])]  # no number, no quarrel
+def named(folder: str, names: str) -> list[Path]:
+    return [Path(f"{folder}/{name}.png") for name in names.split()]
 
 
-def test_a_pair_whose_numbers_differ_is_an_error_that_names_both(tmp_path):
-    images = [tmp_path / f"image_{i}.png" for i in (1, 2, 3)]
-    masks = [tmp_path / f"mask_{i}.png" for i in (1, 3, 4)]
-    with pytest.raises(ValueError, match=r"image_2\.png would be paired with .*mask_3\.png: their numbers differ"):
-        pair(images, masks)
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("image_00003 image_00004", "mask_003 mask_004"),
+        ("apple cat9 7dog", "apple cat9 7dog"),  # names first: their numbers are nobody's
+        ("image1 image2", "image1_mask001 image2_mask001"),  # as LaMa names them
+        ("image2", "image2_mask001"),
+        ("cat dog", "mask_cat mask-dog"),
+        ("cat", "elsewhere"),  # one and one
+        ("mask_1 mask_2", "mask_1 mask_2"),
+    ],
+)
+def test_images_and_masks_are_paired_by_name_or_else_by_number(images, masks):
+    images, masks = named("i", images), named("m", masks)
+    assert pair(images, masks[::-1]) == list(zip(images, masks, strict=True))
 
 
-def test_unequal_counts_are_an_error_that_names_both_folders(tmp_path):
-    images, masks = [tmp_path / "images" / "1.png"] * 2, [tmp_path / "masks" / "1.png"]
-    with pytest.raises(ValueError, match=r"2 images in .*images but 1 masks in .*masks"):
-        pair(images, masks)
+@pytest.mark.parametrize(
+    ("images", "masks", "why"),
+    [
+        ("image_1 image_2 image_3", "mask_1 mask_3 mask_4", "alone are image_2.png, mask_4.png"),
+        ("apple cat", "cat dog", "alone are apple.png, dog.png"),
+        ("1 2", "1", "alone are 2.png"),
+        ("a a", "a a", "two have one"),
+        ("a b c", "u v w", "alone are a.png, b.png, c.png, u.png, ..."),
+    ],
+)
+def test_images_and_masks_that_do_not_fit_are_named(images, masks, why):
+    images, masks = named("i", images), named("m", masks)
+    with pytest.raises(ValueError) as error:
+        pair(images, masks, "true image")
+    head = f"{len(images)} images in i and {len(masks)} true images in m: expected a true image of each image's name"
+    assert str(error.value) == f"{head} or number; {why}"
+
+
+def test_hidden_files_and_folders_are_no_pictures(tmp_path):
+    for name in ("1.png", "._1.png", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "grid.png").mkdir()
+    assert list_images(tmp_path) == [tmp_path / "1.png"]
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: cannot be read as an image \(not a file\)"):
+        open_upright(tmp_path / "pipe.png")
+
+
+@pytest.fixture
+def few_megapixels():
+    """At most .01 megapixels are read."""
+    admit(0.01)
+    yield
+    admit(MEGAPIXELS)
+
+
+@pytest.mark.parametrize("side", [120, 1000])  # Pillow itself warns of the first and refuses the second
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, few_megapixels, side):
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match=r"bomb\.png: .* at most 0\.01 are read; --max-megapixels of inpainting\.py"):
+        open_upright(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("kind", [struct.error, KeyError, ZeroDivisionError, MemoryError, RuntimeError])
+def test_whatever_a_decoder_raises_becomes_a_line_that_names_the_file(tmp_path, monkeypatch, kind):
+    def fail(*given, **options):
+        raise kind("deep within")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        open_upright(tmp_path / "a.png")
 
 
 # --- formats and modes ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_no_more_than_two_batches_are_in_memory(lab):
 def test_wrong_truth_is_named(lab, tmp_path):
     images, masks, true, _, _ = lab
     (true / "image_006.png").unlink()
-    with pytest.raises(ValueError, match=r"truth: 6 true images for 7 to fill"):
+    with pytest.raises(ValueError, match=r"7 images in .* and 6 true images in .*: .* alone are image_006\.png"):
         Folders(images, masks, true, 16, 1)
     Image.new("RGB", (8, 16)).save(true / "image_006.png")
     with pytest.raises(ValueError, match=r"image_006\.png: 8x16, expected 16x16"):

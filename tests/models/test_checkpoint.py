@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.checkpoint import build, file_hash, read_weights, replace_file, save_weights
+from models.checkpoint import build, file_hash, read_weights, save_weights
 from models.settings import Settings
 
 
@@ -44,36 +45,6 @@ def named(path) -> str:
 
 
 # Settings
-
-
-def test_replace_file_makes_folders_and_leaves_only_the_result(tmp_path):
-    path = tmp_path / "a" / "b" / "file.txt"
-    seen = []
-    replace_file(path, lambda temporary: (seen.append(temporary), temporary.write_text("new")))
-    assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
-    assert seen[0] != path and seen[0].parent == path.parent  # the same folder: a rename is atomic there
-
-
-def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary_one(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("half of the n")
-        raise RuntimeError("disk full")
-
-    with pytest.raises(RuntimeError, match="disk full"):
-        replace_file(path, write)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interrupt_before_the_first_byte_leaves_nothing(tmp_path):
-    def write(temporary: Path) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace_file(tmp_path / "file.txt", write)
-    assert not list(tmp_path.iterdir())
 
 
 # Weights files
@@ -289,3 +260,38 @@ def test_file_hash_is_sha256(tmp_path):
     assert file_hash(tmp_path / "file") == hashlib.sha256(b"cats").hexdigest()
     (tmp_path / "file").write_bytes(b"cat")
     assert file_hash(str(tmp_path / "file")) != hashlib.sha256(b"cats").hexdigest()
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(tmp_path, name):
+    path = tmp_path / name
+    module = nn.Linear(40, 30)
+    if path.suffix == ".pt":
+        torch.save(module.state_dict(), path)
+    else:
+        save_weights(path, module, Settings(), psnr="12.5")
+    sound, metadata = read_weights(path)
+    whole, noticed = path.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    for bit in rng.integers(8 * len(whole), size=300).tolist():
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            tensors, notes = read_weights(path)
+        except ValueError as error:
+            noticed += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            assert notes == metadata and tensors.keys() == sound.keys()
+            assert all(torch.equal(tensor, sound[key]) for key, tensor in tensors.items())
+    assert noticed > 200
+
+
+def test_weights_from_before_there_was_a_checksum_are_read(tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_file({"weight": torch.ones(2)}, path, {"kind": "Linear", "config": "{}"})
+    assert read_weights(path)[0]["weight"].tolist() == [1, 1]

@@ -21,7 +21,7 @@ from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training import autoencoder
 from training.autoencoder import MicroBatch, VQGANTrainer, random_crops
-from training.run import apply_gradients
+from training.stepping import apply_gradients
 from utils import autocast
 
 

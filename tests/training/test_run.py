@@ -3,7 +3,13 @@
 import itertools
 import json
 import math
+import os
+import platform
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,12 +20,15 @@ from training_runs import PER_EPOCH, STAGES, checkpoint, differences, events, re
 import training_transformer
 import training_vqgan
 from config import TrainingConfig, load_config
+from files import held
 from models.checkpoint import read_weights
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from training.autoencoder import VQGANTrainer
-from training.run import NotFiniteError, Run, apply_gradients, averaged, lr_schedule
+from training.run import Run
+from training.stepping import NotFiniteError, apply_gradients, averaged, lr_schedule
 from training.transformer import TransformerTrainer
+from utils import ROOT
 
 
 def settings(**changes) -> TrainingConfig:
@@ -416,7 +425,7 @@ def test_a_loss_that_turns_nan_stops_with_the_last_checkpoint_intact(tmp_path, m
     calls = itertools.count(1)  # of the loss in training: the fourth, of step 3
     with monkeypatch.context() as patch:
         patch.setattr(cls, name, poisoned)
-        with pytest.raises(NotFiniteError, match=rf"step 3: loss nan.*last good checkpoint: .*{stage}_last\.pt"):
+        with pytest.raises(SystemExit, match=rf"error: step 3: loss nan.*last good checkpoint: .*{stage}_last\.pt"):
             train(stage, trained[1], tmp_path / "hurt", *arguments)
     state = checkpoint(tmp_path / "hurt", stage)
     assert state["step"] == 2 and all(tensor.isfinite().all() for tensor in state["model"].values())
@@ -482,3 +491,83 @@ def test_bfloat16_arithmetic_keeps_float32_weights(tmp_path, trained, stage):
     state = checkpoint(tmp_path, stage)
     for tensor in [*state["model"].values(), *state["ema"].values()]:
         assert tensor.dtype in (torch.float32, torch.int64) and tensor.isfinite().all()
+
+
+# --- what is there is not lost ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_that_is_there_is_not_overwritten(tmp_path, trained, capsys, stage):
+    folder, config = trained
+    before = {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+    told = refusal(capsys, stage, config, folder)
+    assert f"there is a training already ({stage}_last.pt); --resume goes on with it, --out DIR starts one" in told
+    assert {path: path.read_bytes() for path in folder.glob("*.*") if path.is_file()} == before
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_config_once, capsys):
+    with held(tmp_path / "run" / "vqgan.lock", "a training"):
+        told = refusal(capsys, "vqgan", tiny_config_once, tmp_path / "run")
+        assert f"a training is at work there, process {os.getpid()} on {platform.node()}; wait for it" in told
+    assert not list((tmp_path / "run").glob("vqgan*"))
+
+
+def test_a_checkpoint_beyond_the_config_is_said(tmp_path, trained, capsys):
+    folder = shutil.copytree(trained[0], tmp_path / "copy")
+    told = refusal(capsys, "vqgan", trained[1], folder, "--resume", "--epochs", "0.5")
+    assert "at step " in told and "already, the config says 1; raise epochs" in told
+
+
+def test_a_damaged_checkpoint_names_the_one_before_which_goes_on_to_the_same_end(tmp_path, tiny_config_once, capsys):
+    arguments = ["--vqgan_training.save_every", "1", "--epochs", "2"]
+    out = train("vqgan", tiny_config_once, tmp_path / "run", *arguments)
+    last, former, end = out / "vqgan_last.pt", out / "vqgan_former.pt", checkpoint(out, "vqgan")
+    assert (end["step"], torch.load(former)["step"]) == (4, 3)
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    told = refusal(capsys, "vqgan", tiny_config_once, out, *arguments, "--resume")
+    assert "not a checkpoint (damaged: " in told and f"the one before is {former}" in told
+    former.rename(last)
+    train("vqgan", tiny_config_once, out, *arguments, "--resume")
+    assert differences(checkpoint(out, "vqgan"), end) == []
+
+
+def test_a_disk_that_is_full_ends_the_training_with_a_line(tmp_path, tiny_config_once, monkeypatch):
+    writes = []
+
+    def save(state, path):
+        writes.append(path)
+        if len(writes) == 2:
+            raise RuntimeError("[enforce fail at inline_container.cc:603] unexpected pos 64 vs 0")
+        return sound(state, path)
+
+    sound = torch.save
+    monkeypatch.setattr(torch, "save", save)
+    out, arguments = tmp_path / "run", ["--vqgan_training.save_every", "1", "--epochs", "2"]
+    with pytest.raises(SystemExit) as stop:
+        train("vqgan", tiny_config_once, out, *arguments)
+    line = str(stop.value)
+    assert line.startswith(f"error: {out / 'vqgan_last.pt'}: step 2 cannot be saved") and "\n" not in line
+    assert line.endswith(f"last good checkpoint: {out / 'vqgan_last.pt'}") and checkpoint(out, "vqgan")["step"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_training_after_the_step_saved_and_resume_goes_on(tmp_path, tiny_config_once, number):
+    command = [sys.executable, "training_vqgan.py", "--config", tiny_config_once, "--device", "cpu", "--epochs", "400"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "run"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "2/800" not in process.stderr.readline(200):
+            pass
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    line = said.splitlines()[-1]
+    assert process.returncode == 128 + number and "Traceback" not in said
+    step = int(re.fullmatch(r"saved step (\d+); --resume goes on", line)[1])
+    assert checkpoint(tmp_path / "run", "vqgan")["step"] == step >= 2
+    assert not (tmp_path / "run" / "vqgan.lock").exists()
+    whole = train("vqgan", tiny_config_once, tmp_path / "whole", "--epochs", str(step / PER_EPOCH + 1))
+    train("vqgan", tiny_config_once, tmp_path / "run", "--epochs", str(step / PER_EPOCH + 1), "--resume")
+    one, other = checkpoint(tmp_path / "run", "vqgan"), checkpoint(whole, "vqgan")
+    assert one["step"] == other["step"] == step + PER_EPOCH and differences(one["model"], other["model"]) == []
