@@ -8,6 +8,7 @@ A file that says `base: other.yml` (beside itself) takes that one's values and l
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,7 +61,7 @@ class AdversarialConfig(Settings):
 class TrainingConfig(Settings):
     """What both stages share. Epochs may be fractions: they are turned into steps of the optimizer."""
 
-    epochs: float = Field(gt=0, description="passes over the training images")
+    epochs: float = Field(gt=0, le=1e6, description="passes over the training images")
     batch_size: int = Field(ge=1, description="images a step of the optimizer")
     accumulate: int = Field(1, ge=1, description="micro-batches that a batch is cut into, to save memory")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
@@ -225,6 +226,17 @@ def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
     """Adds a flag that is understood with hyphens and with underscores, as the lab writes both."""
     spellings = dict.fromkeys(s for name in names for s in (name, "--" + name[2:].replace("-", "_")))
     parser.add_argument(*spellings, **options)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least `least`."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        return int(text)
+
+    return number
 
 
 def training_parser(description: str, section: str) -> argparse.ArgumentParser:

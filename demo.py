@@ -35,7 +35,7 @@ from photos.fill import TILINGS, usual_tiling
 from photos.image_file import read_image_file
 from photos.photo import Photo, grown, read_photo, write_photo
 from photos.tight import tight_notes
-from photos.watch import WATCHED, WatchedSquares, WatchedWindows
+from photos.watch import WATCHED, Turns, WatchedSquares, WatchedWindows
 from utils import log, run_script, start_logging
 
 VIEW = 512  # pixels
@@ -43,6 +43,7 @@ HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone 
 READY_MADE = "Ready-made hole"
 PAINT = (255, 0, 128)
 MOST = 6  # completions
+AT_ONCE = 8  # people whose holes are filled, in turns
 QUEUE = 32  # people waiting
 DAY = 24 * 60 * 60  # in seconds
 THEME = gr.themes.Default(primary_hue="pink", neutral_hue="zinc", font=["system-ui", "sans-serif"],
@@ -123,7 +124,7 @@ class Page:
     """
 
     def __init__(self, models: dict[str, Inpainter], tiling: str | None = None):
-        self.models, self.tiling = models, tiling
+        self.models, self.tiling, self.turns = models, tiling, Turns()
 
     def open(self, path: str) -> Iterator[tuple[str, dict]]:
         """A picture file -> the session's picture, the editor's value."""
@@ -184,7 +185,7 @@ class Page:
         """Yields what `fill` does; the pictures are files, as in `show`, whose names begin with `stem`."""
         start, film = time.perf_counter(), []
         columns = 1 if samples == 1 else 2 if samples in (2, 4) else 3
-        for share, told, first in filling.steps():
+        for share, told, first in self.turns.each(filling.steps()):
             film[first - 1 :] = written(f"{stem}_film", filling.film(first), first=first)
             bar = f"<div class='bar' style='width: {share:.0%}'></div>"
             gallery = gr.Gallery(written(f"{stem}_now", filling.pictures()), columns=columns, selected_index=None)
@@ -297,7 +298,7 @@ def build(models: dict[str, Inpainter], folder: Path, tiling: str | None = None)
         completions.select(page.save, completions, save, **quick)
         fill.click(
             page.fill, [editor, path, *settings], [status, completions, film, maps, save],
-            show_progress="minimal", show_progress_on=[completions], concurrency_limit=1,
+            show_progress="minimal", show_progress_on=[completions], concurrency_limit=AT_ONCE,
         )  # fmt: skip
     return blocks.queue(max_size=QUEUE)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import add_flag
+from config import add_flag, whole
 from evaluation.metrics import Moments, frechet_distance
 from files import replace_file
 from maskgit.data import list_images, opened, to_float
@@ -174,15 +174,6 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskgit-inpainting"
 
 
-def _count(least: int):
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
-        return int(text)
-
-    return count
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line; option names may be written with hyphens or underscores."""
     parser = argparse.ArgumentParser(
@@ -200,8 +191,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="inception gives the FID, vgg16 the Frechet distance FD-VGG16 (default: inception)")  # fmt: skip
     add("--feature-weights", type=Path, metavar="FILE", help="weights of the feature network, .safetensors or .pth "
         "(default: downloaded)")  # fmt: skip
-    add("--batch-size", type=_count(1), default=64, metavar="N", help="images at a time (default: 64)")
-    add("--num-workers", type=_count(0), default=4, metavar="N", help="threads that read results (default: 4)")
+    add("--batch-size", type=whole(1), default=64, metavar="N", help="images at a time (default: 64)")
+    add("--num-workers", type=whole(0), default=4, metavar="N", help="threads that read results (default: 4)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add("--json", type=Path, metavar="FILE", help="where the report goes (default: fid_score.json beside the results)")
     add("--cache", type=Path, default=default_cache(), metavar="DIR",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import add_flag
+from config import add_flag, whole
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.completion import InpaintingResult
 from maskgit.data import MEGAPIXELS, Inputs, admit, to_float
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(run_time, "--batch-size", type=int,
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip
     add_flag(run_time, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    add_flag(run_time, "--num-workers", type=int, default=4, help="threads that read images (default: 4)")
+    add_flag(run_time, "--num-workers", type=whole(0), default=4, help="threads that read images (default: 4)")
     add_flag(run_time, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
              help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
     add_flag(run_time, "--profile", type=int, default=0, metavar="N",

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from config import add_flag, load_config, parse_overrides
+from config import add_flag, load_config, parse_overrides, whole
 from evaluation.methods import arithmetic, complete
 from evaluation.photo_sweeps import PhotoSweep
 from evaluation.report import add_line, chosen, latest, read_lines, write_report
@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_flag(parser, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
              help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
-    add_flag(parser, "--num-workers", type=int, default=2, help="processes of the classical methods (default: 2)")
+    add_flag(parser, "--num-workers", type=whole(0), default=2, help="processes of the classical methods (default: 2)")
     return parser
 
 

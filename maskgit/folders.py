@@ -44,7 +44,7 @@ from maskgit.inpainter import Inpainter
 from maskgit.masks import FAMILIES, make_holes
 from maskgit.visualize import Sheets, confidence_map, first_of_each
 from models.checkpoint import file_hash
-from utils import images_at_once, profile
+from utils import images_at_once, log, one_line, profile
 
 FACES = ((70, 0, 300), (90, 10, 280), (110, 40, 250))  # squares of chelsea: left, top, side in pixels
 
@@ -160,6 +160,7 @@ def inpaint(
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
     drawn = first_of_each(inputs.groups, options.drawn)
+    note_others(options.predicted or options.out / "test_results", inputs.names)
     sheets = Sheets(inpainter, options.out, drawn, options.animate)
     size = options.batch_size or images_at_once(inpainter.device)
     pending: list[Future] = []
@@ -194,6 +195,14 @@ def inpaint(
         for done in pending:
             done.result()
     sheets.close()
+
+
+def note_others(folder: Path, names: list[str]) -> None:
+    """Says where a folder of results holds pictures of another run."""
+    others = {path.name for path in folder.glob("*.png")} - set(names)
+    if others:
+        log.info(f"note: {folder} holds {len(others)} pictures that are not of this run, such as {min(others)}; "
+                 "fid_score.py would score them too")  # fmt: skip
 
 
 def _outputs(options: Options, batch: Inputs, result: InpaintingResult, maps: Tensor) -> Iterator[tuple[Path, Tensor]]:
@@ -260,8 +269,8 @@ def _read_npz(path: Path) -> np.ndarray:
     try:
         with zipfile.ZipFile(path), np.load(path) as arrays:  # np.load alone would take an .npy or a pickle
             return arrays["images" if "images" in arrays else arrays.files[0]]
-    except (zipfile.BadZipFile, ValueError, IndexError) as error:
-        raise ValueError(f"{path}: not an .npz of plain arrays ({error})") from error
+    except Exception as error:  # also MemoryError: a header may claim any size
+        raise ValueError(f"{path}: not an .npz of plain arrays ({one_line(error)})") from error
 
 
 def _read_csv(path: Path) -> np.ndarray:
@@ -277,7 +286,7 @@ def _read_csv(path: Path) -> np.ndarray:
             raise ValueError(f"{path}, line {number}: {len(row)} values, expected H*W*3 of a square image")
         try:
             images.append(np.array(row, dtype=np.int64))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
         if images[-1].min() < 0 or images[-1].max() > 255:
             raise ValueError(f"{path}, line {number}: values outside 0..255")

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 SMALLEST = 8  # pixels: below this a random walk may cover the whole picture
+MOST = 2**32  # pixels of `make_holes`
 
 
 # --- schedules: how much is still hidden ---
@@ -140,12 +141,15 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
     """`count` holes (count, 1, size, size) bool, True = missing.
 
     Hole i depends on (family, size, seed, i) only: the first m of n holes are `make_holes(family, m, size, seed)`.
-    Raises ValueError for an unknown family (listing the known ones), count < 1, size < 8 or seed < 0.
+    Raises ValueError for an unknown family (listing the known ones), count < 1, size < 8, seed < 0 or more than
+    MOST pixels.
     """
     draw = FAMILIES[known_name("hole family", family, FAMILIES)]
     for name, value, least in (("count", count, 1), ("size", size, SMALLEST), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} {value}: expected at least {least}")
+    if count * size**2 > MOST:
+        raise ValueError(f"{count} holes of {size}x{size}: expected at most {MOST:,} pixels in all")
     number = zlib.crc32(family.encode())  # hash() of a string differs from process to process
     holes = [draw(size, np.random.default_rng([seed, index, number])) for index in range(count)]
     return torch.from_numpy(np.stack(holes)[:, None])

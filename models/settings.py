@@ -8,6 +8,7 @@ from typing import get_args
 import pydantic
 import yaml
 
+MOST_VALUES = 100_000  # of a YAML file, aliases written out
 MOST_BASES = 16  # of a config, one upon the other
 
 
@@ -74,9 +75,23 @@ class _Dumper(yaml.SafeDumper):
 def parse_yaml(text: str):
     """`text` as plain Python values; `1e-4` is a float. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+        if _values(value, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values, its aliases written out")
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
+    return value
+
+
+def _values(value, counted: dict[int, float]) -> float:
+    """How many plain values there are in `value`, one in two places twice; infinitely many where it contains itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf
+        inner = [*value.values()] if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_values(item, counted) for item in inner)
+    return counted[id(value)]
 
 
 def dump_yaml(value: object) -> str:

@@ -7,6 +7,7 @@
     watched.completions(), watched.maps(), watched.notes()
 """
 
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -154,3 +155,30 @@ class WatchedWindows:
 
 
 WATCHED = {"squares": WatchedSquares, "windows": WatchedWindows}
+
+
+class Turns:
+    """Fillings of several people take turns: of those that wait, who came first goes on by a step."""
+
+    def __init__(self):
+        self._called = threading.Condition()
+        self._next, self._at = 0, 0  # number to be given out, number whose turn it is
+
+    def __enter__(self) -> None:
+        with self._called:
+            mine, self._next = self._next, self._next + 1
+            self._called.wait_for(lambda: self._at == mine)
+
+    def __exit__(self, *error) -> None:
+        with self._called:
+            self._at += 1
+            self._called.notify_all()
+
+    def each(self, steps: Iterator) -> Iterator:
+        """What `steps` yields, each of them made in a turn."""
+        while True:
+            with self:
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step

@@ -1,6 +1,8 @@
 """inputs.py: batches of images, holes and truth from folders, read when they are asked for."""
 
+import io
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from PIL import Image
 
 from maskgit import folders
 from maskgit.data import to_hole, to_images
-from maskgit.folders import Folders, batches, chelsea, read_truth
+from maskgit.folders import Folders, batches, chelsea, note_others, read_truth
 from maskgit.masks import FAMILIES
+from utils import start_logging
 
 
 def write(folder, arrays, name="image"):
@@ -297,3 +300,40 @@ def test_an_npz_of_pickled_objects_and_an_empty_one_are_refused(tmp_path):
     for name in ("objects", "empty"):
         with pytest.raises(ValueError, match=rf"{name}\.npz: not an \.npz of plain arrays"):
             read_truth(tmp_path / f"{name}.npz")
+
+
+def test_pictures_of_another_run_are_told(tmp_path, capsys):
+    for name in ("image_0.png", "image_7.png", "image_9.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    start_logging()
+    note_others(tmp_path, ["image_0.png", "image_1.png"])
+    said = capsys.readouterr().out
+    assert f"note: {tmp_path} holds 2 pictures that are not of this run, such as image_7.png" in said
+    note_others(tmp_path, ["image_0.png", "image_7.png", "image_9.png"])
+    note_others(tmp_path / "nowhere", [])
+    assert capsys.readouterr().out == ""
+
+
+def test_true_images_are_paired_by_number_not_by_place(lab, tmp_path):
+    images, masks, true, _, _ = lab
+    for path in sorted(true.iterdir(), reverse=True):
+        number = int(path.stem.split("_")[1])
+        path.rename(path.with_name(f"image_{number + 1:03}.png"))
+    with pytest.raises(ValueError, match=r"alone are image_000\.png, image_007\.png"):
+        Folders(images, masks, true, 16, 1)
+
+
+@pytest.mark.parametrize("shape", [(10**13, 3), (2**62, 2**62)])
+def test_an_npz_that_claims_more_than_there_is_memory_is_named(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"huge\.npz: not an \.npz of plain arrays"):
+        read_truth(tmp_path / "huge.npz")
+
+
+def test_a_csv_with_a_value_beyond_all_integers_is_named(tmp_path):
+    (tmp_path / "true.csv").write_text("a,b,c\n1,2,3\n1,2,1" + "0" * 30 + "\n")
+    with pytest.raises(ValueError, match=r"true\.csv, line 3: "):
+        read_truth(tmp_path / "true.csv")

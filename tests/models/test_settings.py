@@ -160,6 +160,24 @@ def test_what_is_dumped_is_read_back(value):
     assert parse_yaml(dump_yaml(value)) == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [lol, lol]\n"
+        + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 30)),  # 2**30 of them
+        "a: &a {inner: *a}",
+        "a: &a [*a]",
+    ],
+)
+def test_aliases_that_multiply_are_refused(tmp_path, text):
+    (tmp_path / "laughs.yml").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"laughs\.yml: not valid YAML: more than 100000 values, its aliases written out"
+    ):
+        read_yaml(tmp_path / "laughs.yml")
+    assert parse_yaml("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
+
+
 def test_what_is_nested_too_deeply_and_names_that_are_too_long_are_named(tmp_path):
     (tmp_path / "deep.yml").write_text("a: " + "[" * 5000)
     with pytest.raises(ValueError, match=r"deep\.yml: not valid YAML: nested too deeply"):

@@ -1,5 +1,8 @@
 """watch.py: both kinds of fillings, before one's eyes, with tiny networks."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from maskgit.data import GREY
 from maskgit.inpainter import Inpainter
 from photos.fill import fill_photo
 from photos.photo import Photo, read_photo
-from photos.watch import WatchedSquares, WatchedWindows
+from photos.watch import Turns, WatchedSquares, WatchedWindows
 
 CAT = Image.fromarray(chelsea()[:120, :150])
 HOLE = np.zeros((120, 150), dtype=bool)
@@ -70,3 +73,36 @@ def test_windows_over_an_encoder_that_sees_more_than_a_patch_are_refused_at_once
     conv = Inpainter(vqgan(CONV), transformer(), DECODING, "cpu")
     with pytest.raises(ValueError, match="windows need a VQGAN whose encoder sees each patch alone"):
         WatchedWindows(conv, photo, 0, 1, DECODING)
+
+
+def test_turns_are_taken_by_the_step_in_the_order_of_asking():
+    turns, made, together = Turns(), [], []
+
+    def filling(name: str):
+        for step in range(20):
+            together.append(1)
+            time.sleep(0.001)
+            made.append((name, step))
+            assert together.pop() and not together  # one step at a time
+            yield step
+
+    def visitor(name: str) -> list[int]:
+        return list(turns.each(filling(name)))
+
+    with ThreadPoolExecutor(3) as people:
+        assert list(people.map(visitor, "abc")) == [list(range(20))] * 3
+    first = max(made.index((name, 0)) for name in "abc")  # from here on all three are there
+    order = [name for name, _ in made[first : first + 30]]
+    assert min(order.count(name) for name in "abc") >= 6  # 10 each, but for a thread that was slow to ask again
+
+
+def test_an_error_in_a_turn_does_not_end_those_of_others():
+    turns = Turns()
+
+    def broken():
+        yield 1
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(turns.each(broken()))
+    assert list(turns.each(iter("ab"))) == ["a", "b"]
