@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test test-demo clean
+.PHONY: run demo test test-demo test-faults clean
 
 run: .venv/requirements.stamp ## fill the holes of the embedded example
 	$(BIN)/python inpainting.py
@@ -13,6 +13,9 @@ test: .venv/requirements-dev.stamp ## style and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-faults: .venv/requirements-dev.stamp ## kills at random moments: some ten minutes
+	$(BIN)/python -m pytest -m faults
 
 test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Debian's chromium
 	$(BIN)/python -m pytest tests/test_demo.py

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 from scipy.spatial import KDTree
 from torchvision.io import decode_image
 
@@ -54,6 +54,8 @@ FORMATS = {
     ".tif": TIFF,
     ".tiff": TIFF,
 }
+COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # chunks of a PNG that tell what its values mean
+MAKER_NOTE = 0x927C  # an EXIF tag in which cameras keep, among others, previews
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")  # or perhaps so
 
 
@@ -84,6 +86,7 @@ class ImageFile:
     icc: bytes | None = None
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()  # those of COLOUR, name and content
     notes: tuple[str, ...] = ()  # what the user should know
 
     def rgb(self) -> np.ndarray:
@@ -159,6 +162,7 @@ def read_image_file(source) -> ImageFile:
         frames = getattr(image, "n_frames", 1)
         image.load()
         kind = image.format
+        chunks = _colour_chunks(name) if kind == "PNG" and not given else ()
         orientation, exif, notes = _tags(name, image)
         stored = decode_image(name).permute(1, 2, 0).numpy() if deep and kind == "PNG" and not given else None
     if frames > 1 and kind != "MPO":  # whose others are previews
@@ -179,6 +183,7 @@ def read_image_file(source) -> ImageFile:
         icc=image.info.get("icc_profile"),
         exif=exif,
         dpi=image.info.get("dpi"),
+        chunks=chunks,
         notes=tuple(notes),
     )
 
@@ -190,10 +195,26 @@ def _tags(name: str, image: Image.Image) -> tuple[int, bytes | None, list[str]]:
     orientation = orientation if orientation in TURNS else 1
     if not dict(tags) or image.format == "TIFF":  # whose tags also say where in the file its pixels lie
         return orientation, None, []
+    notes = []
+    if ExifTags.IFD.Exif in tags and tags.get_ifd(ExifTags.IFD.Exif).pop(MAKER_NOTE, None):
+        notes.append(f"{name}: the maker's note in its EXIF tags, which may show what was in the hole, is left out")
     try:
-        return orientation, tags.tobytes(), []
+        return orientation, tags.tobytes(), notes
     except (ValueError, TypeError, KeyError, struct.error) as error:
         return orientation, None, [f"{name}: its EXIF tags cannot be kept ({error})"]
+
+
+def _colour_chunks(path: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of COLOUR in a PNG file that Pillow has read."""
+    found = []
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+            content = file.read(struct.unpack(">I", head[:4])[0])
+            file.seek(4, 1)  # its checksum
+            if head[4:] in COLOUR:
+                found.append((head[4:], content))
+    return tuple(found)
 
 
 def _values(name: str, image: Image.Image) -> tuple[str, np.ndarray, Image.Image]:
@@ -238,6 +259,9 @@ def write_image_file(path, picture: ImageFile) -> list[str]:
     picture, notes = _fit(path, picture, kind)
     if not kind.turns:
         picture = replace(picture, stored=turn(picture.stored, picture.orientation), orientation=1)
+    if picture.chunks and kind.name != "PNG":
+        told = ", ".join(name.decode() for name, _ in picture.chunks)
+        notes.append(f"{path}: {kind.name} does not keep what the PNG said of its colours ({told})")
     if kind is JPEG:
         notes.append(f"{path}: JPEG changes known pixels a little as well; PNG keeps them as they were")
     try:
@@ -292,6 +316,10 @@ def _save(path, picture: ImageFile, kind: Format) -> None:
         image.putpalette(picture.palette[:, :3].tobytes())
         if (picture.palette[:, 3] < 255).any():
             options["transparency"] = picture.palette[:, 3].tobytes()
+    if kind.name == "PNG" and picture.chunks:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for name, content in picture.chunks:
+            options["pnginfo"].add(name, content)
     options = {name: value for name, value in options.items() if value is not None}
     image.save(path, kind.name, **kind.options, **options)
 
@@ -308,6 +336,7 @@ def _deep_png(picture: ImageFile) -> bytes:
     lines = np.insert(rows - above, 0, 2, axis=1)  # 2: the filter "up", modulo 256
     colour = {2: 4, 3: 2, 4: 6}[channels]
     chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))]
+    chunks += [chunk(*given) for given in picture.chunks if not (picture.icc and given[0] == b"sRGB")]
     if picture.icc:
         chunks.append(chunk(b"iCCP", b"icc\0\0" + zlib.compress(picture.icc)))
     if picture.key is not None:

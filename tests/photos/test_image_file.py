@@ -2,10 +2,11 @@
 
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torchvision.io import decode_image
 
 from photos import image_file
@@ -325,3 +326,39 @@ def test_files_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"a\.png: cannot be written"):
         write_image_file(tmp_path / "file" / "a.png", read_image_file(example("L")))
+
+
+def test_a_preview_in_the_makers_note_goes_with_a_note(tmp_path):
+    tags = Image.Exif()
+    tags[0x010F] = "Maker"
+    tags.get_ifd(0x8769)[0x9286], tags.get_ifd(0x8769)[0x927C] = b"a comment", b"\xff\xd8 a preview \xff\xd9"
+    example("RGB").save(tmp_path / "in.jpg", exif=tags)
+    picture = read_image_file(tmp_path / "in.jpg")
+    (note,) = picture.notes
+    assert "the maker's note in its EXIF tags, which may show what was in the hole, is left out" in note
+    write_image_file(tmp_path / "out.jpg", picture)
+    assert b"a preview" in (tmp_path / "in.jpg").read_bytes()
+    assert b"a preview" not in (tmp_path / "out.jpg").read_bytes()
+    with Image.open(tmp_path / "out.jpg") as file:
+        assert file.getexif().get_ifd(0x8769)[0x9286] == b"a comment"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_a_png_says_of_its_colours_is_kept(tmp_path, bits):
+    said = {b"gAMA": b"\0\0\xb1\x8f", b"cHRM": bytes(32), b"cICP": b"\x01\x0d\x00\x01"}
+    chunks = PngImagePlugin.PngInfo()
+    for name, content in said.items():
+        chunks.add(name, content)
+    if bits == 8:
+        example("RGB").save(tmp_path / "in.png", pnginfo=chunks)
+    else:
+        deep(tmp_path / "plain.png", 3)
+        plain = read_image_file(tmp_path / "plain.png")
+        write_image_file(tmp_path / "in.png", replace(plain, chunks=tuple(said.items())))
+    picture = read_image_file(tmp_path / "in.png")
+    assert dict(picture.chunks) == said and picture.stored.dtype.itemsize == bits // 8
+    assert write_image_file(tmp_path / "out.png", picture) == []
+    again = read_image_file(tmp_path / "out.png")
+    assert dict(again.chunks) == said and np.array_equal(again.stored, picture.stored)
+    notes = write_image_file(tmp_path / "out.bmp", picture)
+    assert "BMP does not keep what the PNG said of its colours (" in notes[-1] and "gAMA" in notes[-1]
