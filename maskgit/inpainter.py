@@ -17,7 +17,7 @@ from maskgit.data import to_hole, to_images
 from maskgit.decoding_config import DecodingConfig
 from maskgit.pyramid import complete_pictures
 from models.checkpoint import file_hash, read_weights
-from models.settings import explain, in_brief
+from models.settings import explain, in_brief, read_yaml
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from utils import ROOT
@@ -32,6 +32,8 @@ class Inpainter(Completer):
     def from_pretrained(cls, folder=CATS, device="auto", precision="auto", compiled=False, vqgan=None) -> "Inpainter":
         """The weights in `folder`: vqgan.safetensors and transformer.safetensors, as the two trainings leave them.
 
+        What the transformer's training noted as the decoding is that of a call which does not say; a file decoding.yml
+        in the folder, keys of `DecodingConfig`, changes it.
         `vqgan` is a file to take in place of the folder's, of the same tokens: another decoder. `precision` is auto
         (bfloat16 where the device has it), float32 or bfloat16; `compiled` runs both networks through torch.compile.
         Raises FileNotFoundError, or ValueError naming the file that does not fit.
@@ -50,6 +52,11 @@ class Inpainter(Completer):
             decoding = DecodingConfig.model_validate_json(notes["decoding"])
         except pydantic.ValidationError as error:
             raise ValueError(f"{paths[1]}: its decoding: {in_brief(explain(error, DecodingConfig))}") from error
+        if (own := Path(folder) / "decoding.yml").is_file():
+            try:
+                decoding = decoding.changed(**read_yaml(own))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{own}: {error}") from error
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 
     def __call__(

@@ -42,6 +42,17 @@ def test_from_pretrained_gives_frozen_networks_and_the_decoding_of_the_checkpoin
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_a_decoding_yml_beside_the_weights_changes_what_they_note(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "decoding.yml").write_text("total_iter: auto\ncodes: mixed\n")
+    assert Inpainter.from_pretrained(folder, "cpu").decoding == DECODING.changed(total_iter="auto", codes="mixed")
+    for text, told in (("steps: 3", "unknown option steps"), ("codes: red", "codes"), ("[]", "expected a mapping")):
+        (folder / "decoding.yml").write_text(text)
+        with pytest.raises(ValueError, match=rf"decoding\.yml: .*{told}") as error:
+            Inpainter.from_pretrained(folder, "cpu")
+        assert "\n" not in str(error.value)
+
+
 @settings(max_examples=20, deadline=None)
 @given(hole=any_holes, seed=st.integers(0, 2**63), margin=st.integers(0, 2))
 @example(hole=EMPTY, seed=0, margin=0)
