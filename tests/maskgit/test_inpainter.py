@@ -46,7 +46,7 @@ def test_a_decoding_yml_beside_the_weights_changes_what_they_note(checkpoint, tm
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
     (folder / "decoding.yml").write_text("total_iter: auto\ncodes: mixed\n")
     assert Inpainter.from_pretrained(folder, "cpu").decoding == DECODING.changed(total_iter="auto", codes="mixed")
-    for text, told in (("steps: 3", "unknown option steps"), ("codes: red", "codes"), ("[]", "expected a mapping")):
+    for text, told in (("steps: 3", "steps: unknown key"), ("codes: red", "codes"), ("[]", "expected a mapping")):
         (folder / "decoding.yml").write_text(text)
         with pytest.raises(ValueError, match=rf"decoding\.yml: .*{told}") as error:
             Inpainter.from_pretrained(folder, "cpu")
