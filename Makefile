@@ -3,7 +3,8 @@ BIN := .venv/bin
 
 .PHONY: run demo test test-demo test-faults clean
 
-run: .venv/requirements.stamp ## fill the holes of the embedded example
+run: .venv/requirements.stamp ## fill a photograph and the holes of the embedded cat
+	$(BIN)/python inpainting.py --image docs/photographs/rocket.jpg --mask docs/photographs/rocket_mask.png --out results/rocket.png
 	$(BIN)/python inpainting.py
 
 demo: .venv/requirements-demo.stamp ## a page to play with, at http://127.0.0.1:7860
