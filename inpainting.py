@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder, or with --image a file (default: results)",
     )
     add_flag(where, "--test-maskedimage-path", metavar="DIR", help="images with holes (or whole: holes are cut out)")
-    add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, in the same order: 0 = hole, 255 = known")
+    add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, of the same names or numbers: 0 = hole")
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", type=Path, metavar="DIR", help="composited results (default: OUT/test_results)")
     add_flag(where, "--samples", type=int, default=1, metavar="K",
@@ -134,7 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--sampling-temperature", type=float, metavar="X", help="temperature of the codes; 0: most probable")
     add_flag(how, "--top-k", type=int, metavar="K", help="draw from the K most probable codes; 0: from all")
     add_flag(how, "--codes", choices=CODES,
-             help="decode drawn codes, the likeliest, the mean of all, or that for the last ones alone")  # fmt: skip
+             help="decode drawn codes, the likeliest, the mean of all, that for the last ones alone, or (auto) where "
+             "one iteration is enough")  # fmt: skip
     add_flag(how, "--forget", action="store_true", default=None, help="predict from the given tokens alone")
     add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
     add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")

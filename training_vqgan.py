@@ -4,6 +4,7 @@ python training_vqgan.py --config configs/cats64.yml
 python training_vqgan.py --config configs/cats64_decoder.yml
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from files import replace_file
 from models.checkpoint import file_hash
 from models.distributed import world
 from training.autoencoder import VQGANTrainer
-from training.run import Run, load_images, open_store
+from training.run import Run, alone, load_images, open_store
 from utils import first_on_machine, join_processes, log, run_script, start_logging
 
 
@@ -34,24 +35,26 @@ def main(argv: list[str] | None = None) -> None:
     start_logging()
     parser = training_parser(__doc__, "vqgan_training")
     args, config, folder = parse_training(parser, argv)
-    try:
-        device = join_processes(args.device)
-        folders = load_images(config.data, config.vqgan.image_size, open_store(folder, config.data))
-        train, val = folders[0].maps, folders[1].images
-        torch.manual_seed(config.vqgan_training.seed)
-        trainer = VQGANTrainer(config, device, train, val)
-        run = Run(
-            "vqgan", folder, config.vqgan_training, len(train), trainer.model, trainer.optimizers, trainer.modules
-        )
-        run.begin(args.resume)
-        if guessing := config.vqgan_training.guesses.transformer:
-            with first_on_machine():
-                keep_beside(Path(guessing), run.weights.with_name("transformer.safetensors"))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        parser.error(str(error))
-    counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
-    log.info(f"stage 1: {counts}, on {world()} x {device.type}")
-    run.carry_out(trainer, args.profile)
+    with contextlib.ExitStack() as stack:
+        try:
+            device = join_processes(args.device)
+            stack.enter_context(alone(folder, "vqgan", args.resume))
+            folders = load_images(config.data, config.vqgan.image_size, open_store(folder, config.data))
+            train, val = folders[0].maps, folders[1].images
+            torch.manual_seed(config.vqgan_training.seed)
+            trainer = VQGANTrainer(config, device, train, val)
+            settings, own = config.vqgan_training, (trainer.model, trainer.optimizers, trainer.modules)
+            run = Run("vqgan", folder, settings, len(train), *own)
+            if args.resume:
+                run.resume()
+            if guessing := settings.guesses.transformer:
+                with first_on_machine():
+                    keep_beside(Path(guessing), run.weights.with_name("transformer.safetensors"))
+        except (ValueError, OSError, RuntimeError) as error:
+            parser.error(str(error))
+        counts = f"{len(train)} training and {len(val)} validation images, {run.steps} steps"
+        log.info(f"stage 1: {counts}, on {world()} x {device.type}")
+        run.carry_out(trainer, args.profile)
 
 
 if __name__ == "__main__":

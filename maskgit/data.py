@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from utils import one_line
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 GREY = 128  # what the encoder sees in a hole
 MEGAPIXELS = 100  # of a picture, at most, unless more are admitted
+_most = MEGAPIXELS * 10**6  # pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ def list_images(folder, suffixes=frozenset(EXTENSIONS)) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
-    files = [path for path in files if not path.is_dir()]
+    files = [path for path in files if not (path.is_dir() or path.is_fifo())]
     if not files:
         raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(suffixes))})")
     return sorted(files, key=lambda path: (file_number(path) or 0, path.name))
@@ -79,7 +81,7 @@ def list_images(folder, suffixes=frozenset(EXTENSIONS)) -> list[Path]:
 
 def _bare_name(path: Path) -> str:
     """The stem without "mask" before it, or after it with a number: cat for mask_cat.png and LaMa's cat_mask001.png."""
-    return re.sub(r"^mask[-_]?|[-_]?mask\d*$", "", Path(path).stem) or Path(path).stem
+    return re.sub(r"^mask[-_]?|[-_]?mask[-_]?\d*$", "", Path(path).stem, flags=re.IGNORECASE) or Path(path).stem
 
 
 def pair(images: list[Path], others: list[Path], noun: str = "mask") -> list[tuple[Path, Path]]:
@@ -119,10 +121,9 @@ def _status(path: Path) -> os.stat_result | None:
 
 def admit(megapixels: float) -> None:
     """Pictures of so many megapixels, wherever files are read; larger ones are refused before they are decoded."""
-    Image.MAX_IMAGE_PIXELS = int(megapixels * 1e6)  # Pillow warns there, and raises at twice as much
-
-
-admit(MEGAPIXELS)
+    global _most
+    _most = int(megapixels * 1e6)
+    Image.MAX_IMAGE_PIXELS = max(_most, Image.MAX_IMAGE_PIXELS or 0)  # beyond twice that Pillow itself refuses
 
 
 @contextlib.contextmanager
@@ -131,27 +132,27 @@ def readable(path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise all there is: struct.error, KeyError, ZeroDivisionError, ...
-        why = one_line(error)
-        if isinstance(error, Image.DecompressionBombError):
-            why = _too_large(int(re.findall(r"\d+", why)[0]))
-        raise ValueError(f"{path}: cannot be read as an image ({why})") from error
-
-
-def _too_large(pixels: int) -> str:
-    most = Image.MAX_IMAGE_PIXELS / 1e6
-    return f"{pixels / 1e6:.0f} megapixels, at most {most:g} are read; --max-megapixels of inpainting.py admits more"
+        raise ValueError(f"{path}: cannot be read as an image ({one_line(error)})") from error
 
 
 @contextlib.contextmanager
 def opened(path) -> Iterator[Image.Image]:
-    """A picture file, not decoded yet. Raises ValueError naming it, also for what is raised within the block: no file
-    (to open a pipe would be to wait), no picture, or more pixels than `admit` says."""
+    """A picture file, or an open one, not decoded yet.
+
+    Raises ValueError naming it, also for what is raised within the block: no file (to open a pipe would be to wait), no
+    picture, or more pixels than `admit` says.
+    """
     with readable(path):
-        if (status := _status(path)) and not stat.S_ISREG(status.st_mode):
+        named = isinstance(path, str | os.PathLike)
+        if named and (status := _status(path)) and not stat.S_ISREG(status.st_mode):
             raise ValueError("not a file")
-        with Image.open(path) as picture:
-            if Image.MAX_IMAGE_PIXELS and (pixels := picture.width * picture.height) > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(_too_large(pixels))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+        with picture:
+            if (pixels := picture.width * picture.height) > _most:
+                most = f"at most {_most / 1e6:g} are read; inpainting.py --image has --max-megapixels"
+                raise ValueError(f"{pixels / 1e6:.0f} megapixels, {most}")
             yield picture
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskgit.decoding_config import DecodingConfig
+from maskgit.decoding_config import AUTO, DecodingConfig
 from maskgit.iterations import iterations, steps_of_second_look, still_hidden
 from maskgit.orders import noise_weight, rank_score
 from maskgit.windows import Windows
@@ -160,7 +160,10 @@ def decode_step(
     hidden, step = state.hidden, state.step + 1
     image, place = torch.where(hidden)  # (m) each
     code_draw, rank_draw = (part[hidden] for part in uniforms.to(hidden.device).unbind(dim=1))  # (m) each
-    soft = None if state.codes is None else (left == 0).to(hidden.device)[image] | (config.codes == "expected")  # (m)
+    soft = None  # (m) bool: of which tokens the mean is taken
+    if state.codes is not None:
+        last = (left == 0) & (config.codes != AUTO or state.step == 0)
+        soft = last.to(hidden.device)[image] | (config.codes == "expected")
     parts, start = [], 0
     for chunk in logits:
         rows = slice(start, start + len(chunk))

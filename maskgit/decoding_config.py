@@ -9,7 +9,7 @@ from models.settings import Settings, explain, in_brief
 
 Sampler = Literal["maskgit", "lab", "growing", "random", "halton"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
-Codes = Literal["sampled", "argmax", "expected", "mixed"]
+Codes = Literal["sampled", "argmax", "expected", "mixed", "auto"]
 CODES: tuple[str, ...] = get_args(Codes)
 AUTO = "auto"
 STEPS = 10  # T of a sweet spot that comes without one
@@ -47,7 +47,8 @@ class DecodingConfig(Settings):
     codes: Codes = pydantic.Field(
         "sampled",
         description="what the VQGAN decodes: codes as drawn (sampled), the most probable ones (argmax), the mean of "
-        "all under their probabilities (expected), or that for those decided last alone (mixed)",
+        "all under their probabilities (expected), that for those decided last alone (mixed), or for those of an image "
+        "that takes one iteration alone (auto)",
     )
     forget: bool = pydantic.Field(
         False, description="predict from the tokens of the picture as it was given, never from those decided since"
@@ -99,7 +100,7 @@ class DecodingConfig(Settings):
     @property
     def blends(self) -> bool:
         """Whether the decoder gets means of code vectors."""
-        return self.codes in ("expected", "mixed")
+        return self.codes in ("expected", "mixed", AUTO)
 
     @property
     def needs_seed(self) -> bool:

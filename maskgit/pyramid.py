@@ -23,8 +23,8 @@ from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
 from utils import finish
 
-VERSION = 1  # of what comes out, counted up when the same settings come to give another picture
-THICK = 1 / 3  # of a window's side: a thicker hole is filled at half the scale first
+VERSION = 2  # of what comes out, counted up when the same settings come to give another picture
+THICK = 1.0  # of a window's side: a thicker hole is filled at half the scale first
 TRUST = 8.0  # in the guess from the coarser level, see `Canvas`
 NEIGHBOURS = np.ones((3, 3), dtype=bool)
 

@@ -11,6 +11,7 @@ Only values in the hole are ever converted, so that those of known pixels come b
 import contextlib
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -157,7 +158,7 @@ def read_image_file(source) -> ImageFile:
     """A file, or a Pillow picture. Raises ValueError naming the file that cannot be read, or whose mode has no RGB."""
     given = isinstance(source, Image.Image)
     name = (getattr(source, "filename", "") or "the picture") if given else str(source)
-    with readable(name), contextlib.nullcontext(source) if given else opened(source) as image:
+    with _given(source, name) if given else opened(source) as image:
         deep = not image.mode.startswith("I") and ";16" in str(getattr(image, "tile", ""))
         frames = getattr(image, "n_frames", 1)
         image.load()
@@ -186,6 +187,12 @@ def read_image_file(source) -> ImageFile:
         chunks=chunks,
         notes=tuple(notes),
     )
+
+
+@contextlib.contextmanager
+def _given(picture: Image.Image, name: str) -> Iterator[Image.Image]:
+    with readable(name):
+        yield picture
 
 
 def _tags(name: str, image: Image.Image) -> tuple[int, bytes | None, list[str]]:

@@ -1,6 +1,6 @@
 """files.py: files are whole or not there, whatever happens while they are written; locks and what the dead left."""
 
-import multiprocessing
+import errno
 import os
 import platform
 import stat
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import files
-from files import held, keep_former, replace_file, tidy
+from files import held, locked, replace_file, tidy
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,31 +72,71 @@ def test_a_pipe_is_written_to(tmp_path):
     os.close(reader)
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_the_former_file_stays_when_the_next_is_written(tmp_path, monkeypatch, linked):
-    def refuse(*paths):
-        raise OSError("no links here")
-
-    if not linked:
-        monkeypatch.setattr(os, "link", refuse)
+def test_the_former_file_gets_its_name_when_the_next_is_whole(tmp_path):
     path, former = tmp_path / "last.pt", tmp_path / "former.pt"
     for text in ("one", "two", "three"):
-        if path.exists():
-            keep_former(path, former)
-        replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+        replace_file(path, lambda temporary, text=text: temporary.write_text(text), former="former.pt")
+    assert (former.read_text(), path.read_text()) == ("two", "three") and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(OSError, match="full"):
+        replace_file(path, full, former="former.pt")
     assert (former.read_text(), path.read_text()) == ("two", "three") and len(list(tmp_path.iterdir())) == 2
 
 
+def full(temporary: Path) -> None:
+    temporary.write_text("half")
+    raise OSError("full")
+
+
+def test_an_output_that_is_read_only_is_replaced_as_it_may_be(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    path.chmod(0o444)
+    replace_file(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+def test_standard_output_is_written_to_wherever_it_goes(tmp_path):
+    code = "import files\nprint('before', flush=True)\n"
+    code += "files.replace_file('/dev/stdout', lambda path: open(path, 'a').write('x'))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "before\nx"
+    with open(tmp_path / "out.txt", "w") as file:
+        subprocess.run(command, cwd=ROOT, stdout=file, check=True)
+    assert (tmp_path / "out.txt").read_text() == "before\nx" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_that_something_is_mounted_on_is_written_in_place(tmp_path, monkeypatch):
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    path = tmp_path / "file.txt"
+    monkeypatch.setattr(Path, "replace", busy)
+    replace_file(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
 def test_what_dead_processes_left_goes_and_what_others_write_stays(tmp_path):
-    dead = multiprocessing.Process(target=int)
-    dead.start(), dead.join()
-    node = platform.node()
-    gone = [f"a.png.{node}.{dead.pid}.tmp", f"a\nb.{node}.{dead.pid}.77.tmp"]
-    stays = [f"a.png.{node}.{os.getpid()}.7.tmp", f"a.png.elsewhere.{dead.pid}.7.tmp", "notes.tmp", "a.png"]
+    node, day = platform.node(), files.OLD + 60
+    gone = [f"a.png.{node}.{2**22 + 1}.7.tmp", f"a\nb.{node}.1.77.tmp", "old.png.elsewhere.org.5.7.tmp"]
+    stays = ["a.png.elsewhere.5.7.tmp", "notes.tmp", "a.png", "a.b.c.d.tmp", f"alive.{node}.1.8.tmp"]
     for name in gone + stays:
         (tmp_path / name).write_text("half")
-    tidy(tmp_path)
+    os.utime(tmp_path / gone[-1], (time.time() - day,) * 2)
+    with files._in_use(tmp_path / stays[-1]):  # as in a container that has process numbers of its own
+        tidy(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(stays)
+
+
+def test_a_folder_that_cannot_be_tidied_is_no_error(tmp_path, monkeypatch):
+    def refuse(self, *options):
+        raise PermissionError("another user's")
+
+    (tmp_path / f"a.{platform.node()}.1.7.tmp").write_text("half")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    tidy(tmp_path)
+    monkeypatch.setattr(Path, "glob", refuse)
+    files._tidied.discard(tmp_path)
+    tidy(tmp_path)
 
 
 def other_process(folder: Path) -> subprocess.Popen:
@@ -123,6 +163,16 @@ def test_a_lock_is_one_processs_names_it_and_goes_with_it(tmp_path):
         with held(tmp_path / "own.lock", "a training"), pytest.raises(ValueError, match=f"process {os.getpid()} "):
             held(tmp_path / "own.lock", "a training").__enter__()
         assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(tmp_path, monkeypatch, caplog):
+    def missing(*given):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", missing)
+    with held(tmp_path / "own.lock", "a training"), locked(tmp_path):
+        replace_file(tmp_path / "a", lambda temporary: temporary.write_text("new"))
+    assert "cannot be locked" in caplog.text and (tmp_path / "a").read_text() == "new"
 
 
 WRITER = """

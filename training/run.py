@@ -3,8 +3,8 @@
 Every random draw is a function of (seed, step), so N steps, a checkpoint and N more are bit-equal to 2 N steps; and it
 is made for the whole batch, of which each process of torchrun takes its rows, so their number changes nothing either.
 In the folder of a run: NAME.safetensors (the averaged weights, best or last: all that inference needs), NAME_last.pt
-(everything that --resume needs; NAME_former.pt: the one before), NAME.lock while it is at work, tensorboard/, and with
-them cache/ (see dataset.Store) and profile/ (--profile).
+(everything that --resume needs; NAME_former.pt: the one before), training.lock while it is at work, tensorboard/, and
+with them cache/ (see dataset.Store) and profile/ (--profile).
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
-from files import held, keep_former, replace_file
+from files import held, replace_file
 from maskgit.dataset import ImageDataset, Store
 from models.checkpoint import check_archive, load_tensors, read_weights, save_weights
 from models.distributed import mean, rank, summed, world
@@ -41,6 +41,21 @@ def start_from(model: nn.Module, path: str, new: tuple[str, ...] = ()) -> None:
     tensors = read_weights(path)[0]
     fresh = {key: value for key, value in model.state_dict().items() if key.startswith(new)} if new else {}
     load_tensors(model, fresh | tensors, path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str, resume: bool) -> Iterator[None]:
+    """No other training runs in the folder; and there is none there yet, unless it is to `resume`.
+
+    Raises ValueError: another process is at work, or there are files of a training of this `name`.
+    """
+    with held(folder / "training.lock", "a training") if rank() == 0 else contextlib.nullcontext():
+        files = [folder / f"{name}{ending}" for ending in ("_last.pt", "_former.pt", ".safetensors")]
+        there = [path.name for path in files if path.exists()]
+        if there and not resume:
+            raise ValueError(f"{folder}: there is a training already ({there[0]}); --resume goes on with it, "
+                             "--out DIR starts one elsewhere")  # fmt: skip
+        yield
 
 
 def open_store(folder: Path, data: DataConfig) -> Store:
@@ -113,7 +128,6 @@ class Run:
         self._schedule()
         self.step, self.best = 0, math.inf
         self.order = (-1, torch.empty(0))  # an epoch and its permutation
-        self.lock = contextlib.ExitStack()
 
     @property
     def checkpoint(self) -> Path:
@@ -137,9 +151,7 @@ class Run:
         state = {"step": self.step, "best": self.best, "steps_an_epoch": self.per_epoch}
         state |= {key: thing.state_dict() for key, thing in self.stateful.items()}
         with self._saving(self.checkpoint):
-            if self.checkpoint.is_file():
-                keep_former(self.checkpoint, self.former)
-            replace_file(self.checkpoint, lambda path: torch.save(state, path))
+            replace_file(self.checkpoint, lambda path: torch.save(state, path), former=self.former.name)
 
     @contextlib.contextmanager
     def _saving(self, path: Path) -> Iterator[None]:
@@ -153,21 +165,6 @@ class Run:
         """Which checkpoint a training that stops here leaves."""
         return f"last good checkpoint: {self.checkpoint if self.checkpoint.is_file() else 'none yet'}"
 
-    def begin(self, resume: bool) -> None:
-        """Makes the folder this run's alone until `carry_out` ends; goes on from its checkpoint, or there is none.
-
-        Raises FileNotFoundError, or ValueError: there is one, or it is of another run, or another process is at work.
-        """
-        with contextlib.ExitStack() as lock:
-            if rank() == 0:
-                lock.enter_context(held(self.folder / f"{self.name}.lock", "a training"))
-            if resume:
-                self.resume()
-            elif found := [path for path in (self.checkpoint, self.weights) if path.exists()]:
-                raise ValueError(f"{self.folder}: there is a training already ({found[0].name}); --resume goes on with "
-                                 "it, --out DIR starts one elsewhere")  # fmt: skip
-            self.lock = lock.pop_all()
-
     def carry_out(self, trainer, profiled: int = 0) -> None:
         """`fit` with the `fetch`, `update` and `validate` of a trainer, and where the weights are.
 
@@ -177,13 +174,16 @@ class Run:
             self.fit(trainer.fetch, trainer.update, trainer.validate, profiled)
         except (NotFiniteError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
-        finally:
-            self.lock.close()
         log.info(f"weights: {self.weights}")
         leave_processes()
 
     def resume(self) -> None:
-        """Takes up the last checkpoint. Raises FileNotFoundError, or ValueError where it is of another run."""
+        """Takes up the last checkpoint, or, where a kill left that one alone, the one before it.
+
+        Raises FileNotFoundError, or ValueError where it is of another run.
+        """
+        if self.former.is_file() and not self.checkpoint.exists():
+            self.former.replace(self.checkpoint)
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
         try:
@@ -291,9 +291,9 @@ class Run:
             log.info(f"{pace['images_per_second']:.4g} images/s, {pace['waiting']:.1%} of the time waiting for them")
 
     def _told_to_stop(self, number: int) -> int:
-        """The signal that process 0 was sent, 0 for none; several processes ask each other every 20 steps."""
-        if world() == 1 or self.step % 20:
-            return number if world() == 1 else 0
+        """The signal that process 0 was sent, 0 for none."""
+        if world() == 1:
+            return number
         device = next(self.model.parameters()).device
         return int(summed(torch.tensor(number if rank() == 0 else 0, device=device)))
 

@@ -506,7 +506,7 @@ def test_a_training_that_is_there_is_not_overwritten(tmp_path, trained, capsys, 
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path, tiny_config_once, capsys):
-    with held(tmp_path / "run" / "vqgan.lock", "a training"):
+    with held(tmp_path / "run" / "training.lock", "a training"):
         told = refusal(capsys, "vqgan", tiny_config_once, tmp_path / "run")
         assert f"a training is at work there, process {os.getpid()} on {platform.node()}; wait for it" in told
     assert not list((tmp_path / "run").glob("vqgan*"))
@@ -566,8 +566,30 @@ def test_a_signal_ends_a_training_after_the_step_saved_and_resume_goes_on(tmp_pa
     assert process.returncode == 128 + number and "Traceback" not in said
     step = int(re.fullmatch(r"saved step (\d+); --resume goes on", line)[1])
     assert checkpoint(tmp_path / "run", "vqgan")["step"] == step >= 2
-    assert not (tmp_path / "run" / "vqgan.lock").exists()
+    assert not (tmp_path / "run" / "training.lock").exists()
     whole = train("vqgan", tiny_config_once, tmp_path / "whole", "--epochs", str(step / PER_EPOCH + 1))
     train("vqgan", tiny_config_once, tmp_path / "run", "--epochs", str(step / PER_EPOCH + 1), "--resume")
     one, other = checkpoint(tmp_path / "run", "vqgan"), checkpoint(whole, "vqgan")
     assert one["step"] == other["step"] == step + PER_EPOCH and differences(one["model"], other["model"]) == []
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path, tiny_config_once):
+    """As Ctrl-C is by a job in the background of a shell."""
+    command = [sys.executable, "training_vqgan.py", "--config", tiny_config_once, "--device", "cpu", "--epochs", "20"]
+    ignoring = [*map(str, command), "--out", str(tmp_path / "run")]
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", code, *ignoring]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while "2/40" not in process.stderr.readline(200):
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and checkpoint(tmp_path / "run", "vqgan")["step"] == 40
+
+
+def test_after_a_kill_between_two_names_the_former_checkpoint_goes_on(tmp_path, tiny_config_once):
+    out = train("vqgan", tiny_config_once, tmp_path / "run", "--vqgan_training.save_every", "1", "--epochs", "2")
+    end = checkpoint(out, "vqgan")
+    (out / "vqgan_last.pt").unlink()
+    train("vqgan", tiny_config_once, out, "--vqgan_training.save_every", "1", "--epochs", "2", "--resume")
+    assert differences(checkpoint(out, "vqgan"), end) == []
