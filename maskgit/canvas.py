@@ -90,8 +90,9 @@ class Canvas:
         shown = self.painted
         if guess is None and not self.decoding.pre_fill:
             shown = self.painted.masked_fill(self.missing, GREY)
-        latents = torch.cat([self._latents(part) for part in shown.split(CELLS)])  # (n, e)
-        self.tokens = inpainter.vqgan.codebook.nearest(latents)[None]  # (1, n)
+        parts = [self._latents(part) for part in shown.split(CELLS)]
+        latents = torch.cat(parts)  # (n, e)
+        self.tokens = torch.cat([inpainter.vqgan.codebook.nearest(part) for part in parts])[None]  # (1, n)
         predict, self.mask_id = inpainter.predict, inpainter.transformer.mask_id
         self.predictor = WindowPredictor(self.windows, predict, self.mask_id, self.batch_size, inpainter.device)
         self.pull = None  # (n, e): what is added to the logits, times the codes

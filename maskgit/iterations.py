@@ -12,7 +12,7 @@ from maskgit.masks import schedule
 from maskgit.orders import square_side
 from maskgit.windows import Windows
 
-REACH = 1.5  # tokens: a hole whose tokens are at most so far from known ones, on average, needs one iteration
+REACH = 2.0  # tokens: a hole whose tokens are at most so far from known ones, on average, needs one iteration
 STEPS_A_RING = 4.0  # further iterations for each token that it is deeper
 LONGEST = 8
 

@@ -462,7 +462,7 @@ def test_the_shipped_weights_fill_a_sample_step_by_step(browser, tmp_path):
         hole = np.asarray(make_holes("thick", 1)[0, 0])
         assert np.array_equal(given[~hole], filled[~hole]) and (given[hole] != filled[hole]).any()
         assert visitor.count("completions") == 4
-        for tab, gallery, count in (("Steps", "film", 20), ("Confidence", "maps", 4)):
+        for tab, gallery, count in (("Steps", "film", 10), ("Confidence", "maps", 4)):
             visitor.page.get_by_role("tab", name=tab).click()
             assert visitor.count(gallery) == count
         visitor.page.get_by_role("tab", name="Completions").click()

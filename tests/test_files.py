@@ -128,7 +128,7 @@ def test_what_dead_processes_left_goes_and_what_others_write_stays(tmp_path):
 
 
 def test_a_folder_that_cannot_be_tidied_is_no_error(tmp_path, monkeypatch):
-    def refuse(self, *options):
+    def refuse(self, *given, **options):
         raise PermissionError("another user's")
 
     (tmp_path / f"a.{platform.node()}.1.7.tmp").write_text("half")

@@ -200,7 +200,7 @@ def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
     hole = hole_at((60, 60, 110, 120), (3, 3, 6, 6), shape=pixels.shape[:2])
     levels = [step.level for step in fill_picture(inpainter, pixels, hole)]
     filled = finish(fill_picture(inpainter, pixels, hole))
-    assert sorted(set(levels), reverse=True) == list(dict.fromkeys(levels)) == [4, 3, 2, 1, 0]
+    assert sorted(set(levels), reverse=True) == list(dict.fromkeys(levels)) == [2, 1, 0]
     assert np.array_equal(filled[~hole], pixels[~hole])
     flat = [step.level for step in fill_picture(inpainter, pixels, hole, coarse=False)]
     assert set(flat) == {0}
@@ -208,7 +208,7 @@ def test_a_thick_hole_is_filled_at_coarser_scales_first(inpainter):
 
 def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatch):
     pixels = np.tile(PICTURE, (4, 4, 1))
-    hole = hole_at((60, 60, 68, 70), (3, 3, 6, 6), shape=pixels.shape[:2])
+    hole = hole_at((60, 60, 80, 82), (3, 3, 6, 6), shape=pixels.shape[:2])
     given = []
 
     def canvas(*arguments, **options) -> Canvas:

@@ -596,6 +596,21 @@ def test_each_image_has_its_own_number_of_iterations_and_is_what_it_is_alone():
     assert len(set(totals)) > 1
 
 
+def test_codes_auto_are_means_for_what_takes_one_iteration_and_drawn_else():
+    hole = torch.cat([make_holes(family, 1, 64) for family in ("walk", "half", "thick")])
+    hidden, tokens = to_hidden(hole, 16), torch.zeros(3, 256).long()
+    config = DecodingConfig(total_iter="auto", codes="auto")
+    once = iterations(hidden, config) == 1
+    assert once.any() and not once.all()
+    ends = {kind: states(context_logits, tokens, hidden, config.changed(codes=kind), [5, 6, 7])[-1] for kind in CODES}
+    for i in range(3):
+        other = ends["expected"].codes[i] if once[i] else ends["auto"].codes[i]
+        assert torch.equal(ends["auto"].codes[i], other)
+        drawn = ends["auto"].tokens[i] == ends["sampled"].tokens[i]
+        assert once[i] or drawn.all()
+        assert torch.equal(ends["mixed"].codes[i], ends["auto"].codes[i]) == bool(once[i])
+
+
 def test_a_sweet_spot_alone_means_ten_iterations():
     auto = DecodingConfig(total_iter="auto")
     assert auto.changed(sweet_spot=10).model_dump() == DecodingConfig(sweet_spot=10).model_dump()

@@ -48,7 +48,8 @@ def test_what_is_watched_is_what_is_filled(inpainter, photo, tiling):
     assert len(watched.maps()) == 2 and all(map_.ndim == 3 and map_.dtype == np.uint8 for map_ in watched.maps())
 
 
-def test_windows_show_what_is_hidden_grey_and_coarse_scales_in_their_place(inpainter, photo):
+def test_windows_show_what_is_hidden_grey_and_coarse_scales_in_their_place(inpainter, photo, monkeypatch):
+    monkeypatch.setattr("maskgit.pyramid.THICK", 1 / 3)
     watched = WatchedWindows(inpainter, photo, 5, 1, inpainter.decoding)
     rows, columns = watched.area
     assert (rows.start, rows.stop, columns.start, columns.stop) == (24, 119, 0, 106)

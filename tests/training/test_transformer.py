@@ -245,7 +245,7 @@ def test_another_vqgan_in_the_folder_is_not_overwritten(tmp_path, capsys, traine
     vqgan.quant_conv.weight[0, 0] += 1
     save_weights(own, vqgan, vqgan.config, torch.float32)
     before = own.read_bytes()
-    told = refusal(capsys, "transformer", trained[1], tmp_path, *arguments)
+    told = refusal(capsys, "transformer", trained[1], tmp_path, *arguments, "--resume")
     assert f"{own}: another VQGAN than {trained[0] / 'vqgan.safetensors'}; take another --out" in told
     assert own.read_bytes() == before
 
