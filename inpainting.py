@@ -25,7 +25,7 @@ from config import add_flag, whole
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.completion import InpaintingResult
 from maskgit.data import MEGAPIXELS, Inputs, admit, to_float
-from maskgit.decoding_config import AUTO, CODES, SAMPLERS, DecodingConfig
+from maskgit.decoding_config import AUTO, CODES, GUESSES, SAMPLERS, DecodingConfig
 from maskgit.folders import Folders, Options, chelsea, inpaint, refuse_inputs, write_manifest
 from maskgit.inpainter import CATS, PHOTOS, Inpainter
 from maskgit.listing import listing
@@ -143,7 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--token-rule", choices=TOKEN_RULES,
              help="a token is hidden where any, or most, of its pixels are missing")  # fmt: skip
     add_flag(how, "--pre-fill", action=argparse.BooleanOptionalAction,
-             help="encode the hole filled by Navier-Stokes inpainting, or grey")  # fmt: skip
+             help="encode the hole filled by the first guess, or grey")  # fmt: skip
+    add_flag(how, "--guess", choices=GUESSES,
+             help="Navier-Stokes inpainting, or frequency selective reconstruction of thin parts")  # fmt: skip
     run_time = parser.add_argument_group("running")
     add_flag(run_time, "--batch-size", type=int,
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip

@@ -126,6 +126,8 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
     if method.kind == "inpainting":
         settings |= method.model_dump(include={"margin", "mean_of"})
         settings["decoding"] = decoding_of(method, networks).model_dump()
+        if settings["decoding"]["guess"] == "navier_stokes":
+            del settings["decoding"]["guess"]  # what was measured before there was another
         if needs_seed(method, networks):
             settings["draws"] = DRAWS
     if method.kind == "one_pass":

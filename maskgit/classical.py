@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from maskgit.data import GREY, to_pixels
+from maskgit.masks import thick_parts
 
 RADIUS = 3  # pixels around a missing one that OpenCV's methods read
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image (H, W, 3) uint8, hole (H, W) bool -> image
+THIN = 32  # pixels: of parts that `fsr_of_thin_parts` takes for thin
 
 
 def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -59,18 +62,27 @@ def fsr(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.where(hole[..., None], filled, image)  # its way through YCbCr changes known pixels by a level
 
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    method.__name__: method for method in (telea, navier_stokes, biharmonic, fsr)
-}
+METHODS: dict[str, Method] = {method.__name__: method for method in (telea, navier_stokes, biharmonic, fsr)}
 
 
-def paint(images: Tensor, hole: Tensor, pre_fill: bool) -> Tensor:
-    """What networks are shown: the hole grey or, with `pre_fill`, as Navier-Stokes inpainting fills it.
+def fsr_of_thin_parts(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """Frequency selective reconstruction of the parts of the hole that are at most THIN pixels thick, Navier-Stokes
+    inpainting of the others, which the former smears."""
+    rough = navier_stokes(image, hole)
+    thin = hole & ~thick_parts(hole, THIN)
+    return fsr(rough, thin) if thin.any() else rough
+
+
+GUESSES = {"navier_stokes": navier_stokes, "fsr": fsr_of_thin_parts}
+
+
+def paint(images: Tensor, hole: Tensor, pre_fill: bool, guess: str = "navier_stokes") -> Tensor:
+    """What networks are shown: the hole grey or, with `pre_fill`, filled by one of GUESSES.
 
     Nothing that `images` hold in the hole is read.
     """
     painted = images.masked_fill(hole, GREY)
-    return fill("navier_stokes", painted, hole) if pre_fill else painted
+    return _filled(GUESSES[guess], painted, hole) if pre_fill else painted
 
 
 def fill(method: str, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:
@@ -80,12 +92,16 @@ def fill(method: str, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}, expected one of: {', '.join(METHODS)}")
+    return _filled(METHODS[method], images, hole, workers)
+
+
+def _filled(run: Method, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:
     if not hole.any():
         return images.cpu()
     pixels, holes = [to_pixels(image) for image in images], list(hole[:, 0].cpu().numpy())
     if workers:
         with ProcessPoolExecutor(workers) as pool:
-            filled = list(pool.map(METHODS[method], pixels, holes, chunksize=16))
+            filled = list(pool.map(run, pixels, holes, chunksize=16))
     else:
-        filled = list(map(METHODS[method], pixels, holes))
+        filled = list(map(run, pixels, holes))
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)

@@ -140,9 +140,9 @@ class Completer(Codec):
             return self.transformer.of_hidden(tokens)
 
     def paint(self, images: Tensor, hole: Tensor, decoding: DecodingConfig | None = None) -> Tensor:
-        """The painted images: by Navier-Stokes inpainting where the encoder or the decoder is to see it, else grey."""
-        guessed = (decoding or self.decoding).pre_fill or self.vqgan.config.decoder.pre_filled
-        return paint(images, hole, guessed)
+        """The painted images: by the first guess where the encoder or the decoder is to see it, else grey."""
+        decoding = decoding or self.decoding
+        return paint(images, hole, decoding.pre_fill or self.vqgan.config.decoder.pre_filled, decoding.guess)
 
     def complete(
         self,

@@ -11,6 +11,8 @@ Sampler = Literal["maskgit", "lab", "growing", "random", "halton"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 Codes = Literal["sampled", "argmax", "expected", "mixed", "auto"]
 CODES: tuple[str, ...] = get_args(Codes)
+Guess = Literal["navier_stokes", "fsr"]
+GUESSES: tuple[str, ...] = get_args(Guess)
 AUTO = "auto"
 STEPS = 10  # T of a sweet spot that comes without one
 
@@ -60,7 +62,12 @@ class DecodingConfig(Settings):
     token_rule: TokenRule = pydantic.Field(
         "any", description="a token is hidden where any, or more than half, of its pixels are missing"
     )
-    pre_fill: bool = pydantic.Field(False, description="encode the hole filled by Navier-Stokes inpainting, not grey")
+    pre_fill: bool = pydantic.Field(False, description="encode the hole filled by the first guess, not grey")
+    guess: Guess = pydantic.Field(
+        "navier_stokes",
+        description="first guess, for the encoder and decoders that see it: Navier-Stokes inpainting, or frequency "
+        "selective reconstruction of thin parts (fsr)",
+    )
 
     @pydantic.field_validator("mask_func")
     @classmethod

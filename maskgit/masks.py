@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from scipy import ndimage
 from torch import Tensor
 
 SMALLEST = 8  # pixels: below this a random walk may cover the whole picture
@@ -153,6 +154,19 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
     number = zlib.crc32(family.encode())  # hash() of a string differs from process to process
     holes = [draw(size, np.random.default_rng([seed, index, number])) for index in range(count)]
     return torch.from_numpy(np.stack(holes)[:, None])
+
+
+def thick_parts(hole: np.ndarray, limit: float) -> np.ndarray:
+    """The connected parts (8 neighbours) of a hole (H, W) bool that are thicker than `limit` pixels somewhere."""
+    labels, _ = ndimage.label(hole, np.ones((3, 3), dtype=bool))
+    thick = np.zeros_like(hole)
+    for number, extent in enumerate(ndimage.find_objects(labels), start=1):
+        if min(side.stop - side.start for side in extent) > limit:  # or it cannot be
+            near = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in extent)
+            mine = labels[near] == number
+            if 2 * ndimage.distance_transform_edt(mine).max() - 1 > limit:
+                thick[near] |= mine
+    return thick
 
 
 # --- hole -> hidden, and back to images ---

@@ -21,6 +21,7 @@ from maskgit.completion import Completer, InpaintingResult, check_numbers, check
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
+from maskgit.masks import thick_parts
 from utils import finish
 
 VERSION = 2  # of what comes out, counted up when the same settings come to give another picture
@@ -72,7 +73,7 @@ def fill_picture(
     rows, columns = around(hole, inpainter.size, inpainter.vqgan.config.factor)
     part, missing, guess = pixels[rows, columns], hole[rows, columns], {}
     corner = corner[0] + (rows.start << level), corner[1] + (columns.start << level)
-    parts = thick_parts(missing, inpainter.size) if coarse else []
+    parts = around_thick_parts(missing, inpainter.size) if coarse else []
     smaller = [(box, thick, *halved(part[box], missing[box])) for box, thick in parts]
     smaller = [each for each in smaller if not each[3].all()]  # from nothing known comes no guess
     if smaller:
@@ -149,20 +150,13 @@ def _grown(box: Sequence[slice], shape: tuple[int, int], reach: int) -> Box:
     )
 
 
-def thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarray]]:
+def around_thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarray]]:
     """The connected parts of the hole that are thicker than THICK of a window of `size` pixels: rectangles around them,
     a window of the next scale larger, and where in each of them such parts are, bool (h, w).
 
     Rectangles that overlap are one.
     """
-    labels, _ = ndimage.label(hole, NEIGHBOURS)
-    thick = np.zeros_like(hole)
-    for number, extent in enumerate(ndimage.find_objects(labels), start=1):
-        if min(side.stop - side.start for side in extent) > THICK * size:  # or it cannot be
-            near = _grown(extent, hole.shape, 1)
-            mine = labels[near] == number
-            if 2 * ndimage.distance_transform_edt(mine).max() - 1 > THICK * size:
-                thick[near] |= mine
+    thick = thick_parts(hole, THICK * size)
     boxes: list[Box] = []
     for extent in ndimage.find_objects(ndimage.label(thick, NEIGHBOURS)[0]):
         box = _grown(extent, hole.shape, 2 * size)

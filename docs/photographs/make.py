@@ -39,6 +39,7 @@ def main() -> None:
     }
     for name, (pixels, hole) in pictures.items():
         Image.fromarray(pixels).save(HERE / f"{name}.jpg", quality=90)
+        pixels = np.asarray(Image.open(HERE / f"{name}.jpg"))
         Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)).convert("1").save(HERE / f"{name}_mask.png")
         classical = METHODS["navier_stokes"](pixels, hole)
         ours = finish(fill_picture(inpainter, pixels, hole))

@@ -12,7 +12,7 @@ from maskgit.completion import sample_seed
 from maskgit.data import to_pixels
 from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes
-from maskgit.pyramid import doubled, fill_picture, halved, thick_parts
+from maskgit.pyramid import around_thick_parts, doubled, fill_picture, halved
 from utils import finish
 
 PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint8)
@@ -167,12 +167,12 @@ def test_halving_takes_the_mean_of_known_pixels_and_doubling_brings_it_back():
 
 def test_thick_parts_are_those_that_a_window_does_not_bridge():
     hole = hole_at((5, 5, 8, 190), (60, 60, 65, 65), (100, 10, 120, 30), shape=(200, 200))
-    (((rows, columns), thick),) = thick_parts(hole, SIZE)
+    (((rows, columns), thick),) = around_thick_parts(hole, SIZE)
     assert (rows.start, rows.stop, columns.start, columns.stop) == (68, 152, 0, 62)
     assert np.array_equal(thick, hole[rows, columns]) and thick.sum() == 400
-    assert thick_parts(hole_at((5, 5, 8, 190), shape=(200, 200)), SIZE) == []
+    assert around_thick_parts(hole_at((5, 5, 8, 190), shape=(200, 200)), SIZE) == []
     near = hole_at((100, 10, 120, 30), (100, 70, 120, 90), shape=(200, 200))
-    assert len(thick_parts(near, SIZE)) == 1  # one rectangle for both
+    assert len(around_thick_parts(near, SIZE)) == 1  # one rectangle for both
 
 
 @pytest.mark.parametrize("options", [{"coarse": False}, {}])
@@ -180,7 +180,7 @@ def test_without_a_coarser_scale_a_picture_of_the_models_size_is_filled_as_the_i
     images, hole = noise(1, seed=4), make_holes("thin", 1, SIZE)
     expected = inpainter.complete(images, hole, [7]).images[0]
     filled = finish(fill_picture(inpainter, to_pixels(images[0]), hole[0, 0].numpy(), 7, **options))
-    assert np.array_equal(filled, to_pixels(expected)) and thick_parts(hole[0, 0].numpy(), SIZE) == []
+    assert np.array_equal(filled, to_pixels(expected)) and around_thick_parts(hole[0, 0].numpy(), SIZE) == []
 
 
 def test_scales_at_which_nothing_is_known_are_left_out(inpainter):
@@ -220,7 +220,7 @@ def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatc
     assert ["guess" in options for options in given] == [False, True]
     guess, trusted = given[1]["guess"], given[1]["trusted"]  # of what is within a window of the hole
     rough = coarse.canvas.paste(coarse.canvas.decode(coarse.state.decodable[0]))
-    ((box, thick),) = thick_parts(fine.canvas.hole, SIZE)
+    ((box, thick),) = around_thick_parts(fine.canvas.hole, SIZE)
     assert np.array_equal(guess[box][thick], doubled(rough, thick.shape)[thick])
     thin = fine.canvas.hole.copy()
     thin[box] &= ~thick

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from skimage.data import chelsea
 
 from maskgit import classical
+from maskgit.classical import THIN, fsr_of_thin_parts, navier_stokes, paint
+from maskgit.data import to_pixels
+from maskgit.masks import thick_parts
 
 
 def boxed(size: int = 32) -> torch.Tensor:
@@ -64,3 +68,22 @@ def test_an_unknown_method_is_named():
     known = "telea, navier_stokes, biharmonic, fsr"
     with pytest.raises(ValueError, match=f"unknown method 'magic', expected one of: {known}"):
         classical.fill("magic", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool))
+
+
+def test_the_guess_fsr_is_that_of_thin_parts_and_navier_stokes_of_thick_ones():
+    pixels = chelsea()[:160, :160]
+    hole = np.zeros((160, 160), dtype=bool)
+    hole[10:13, 20:140] = hole[60:130, 60:130] = True
+    thick = thick_parts(hole, THIN)
+    assert np.array_equal(np.argwhere(thick).min(axis=0), (60, 60)) and thick.sum() == 70 * 70
+    filled = fsr_of_thin_parts(pixels, hole)
+    assert np.array_equal(filled[thick], navier_stokes(pixels, hole)[thick])
+    assert np.array_equal(filled[~hole], pixels[~hole])
+    thin = hole & ~thick
+    guesses = filled, navier_stokes(pixels, hole), np.full_like(pixels, 128)
+    errors = [np.abs(guess.astype(int) - pixels)[thin].mean() for guess in guesses]
+    assert errors == sorted(errors)
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    missing = torch.from_numpy(hole)[None, None]
+    painted = paint(image.masked_fill(missing, 3), missing, True, "fsr")
+    assert np.array_equal(to_pixels(painted[0])[thin], filled[thin])
