@@ -98,6 +98,25 @@ def test_tables_say_what_was_measured(path, least):
     assert len(compared(text)) >= least and not differences(text)
 
 
+def short(value: float) -> str:
+    """Three digits, or four below .1, without the nought."""
+    return f"{value:.{3 if value >= 0.1 else 4}f}".removeprefix("0")
+
+
+@pytest.mark.parametrize(("path", "least"), [("README.md", 16), ("docs/photographs.md", 31)])
+def test_tables_of_photographs_say_what_was_measured(path, least):
+    """Cells of LPIPS in and near the hole / hole PSNR in dB."""
+    found = []
+    for _, _, (head, *body) in tables((ROOT / path).read_text(encoding="utf-8")):
+        for row in body if "scratches" in head else []:
+            for family, cell in zip(head[1:], row[1:], strict=True):
+                own = [line for line in SWEEPS["photos"] if (line.method, line.family) == (row[0], family)]
+                if " / " in cell:
+                    lpips, psnr = (spread(own, name).mean for name in ("lpips_near", "psnr"))
+                    found.append(cell.replace("*", "") == f"{short(lpips)} / {psnr:.2f}")
+    assert len(found) >= least and all(found)
+
+
 def test_no_table_of_the_results_is_left_out():
     """But those that name the changes of a training."""
     for names, common, rows in tables((ROOT / "docs" / "results.md").read_text(encoding="utf-8")):
