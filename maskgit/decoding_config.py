@@ -104,6 +104,10 @@ class DecodingConfig(Settings):
         """The iteration that fills everything still hidden; None: each image's last."""
         return self.sweet_spot or (None if self.total_iter == AUTO else self.total_iter)
 
+    def of_completion(self, number: int) -> "DecodingConfig":
+        """For completion `number` of a picture: with codes auto only the first can be a mean, or all were alike."""
+        return self.changed(codes="sampled") if number and self.codes == AUTO else self
+
     @property
     def blends(self) -> bool:
         """Whether the decoder gets means of code vectors."""

@@ -81,7 +81,8 @@ def usual_tiling(inpainter: Completer) -> str:
 def _through_windows(inpainter, photo: Photo, seed: int, samples: int, decoding, on_step, options) -> list[np.ndarray]:
     completions = []
     for number in range(samples):
-        steps = fill_picture(inpainter, photo.pixels, photo.hole, sample_seed(seed, number), decoding, **options)
+        own = sample_seed(seed, number), (decoding or inpainter.decoding).of_completion(number)
+        steps = fill_picture(inpainter, photo.pixels, photo.hole, *own, **options)
         completions.append(finish(steps, lambda step, number=number: on_step((number + step.share) / samples)))
     return completions
 

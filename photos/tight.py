@@ -49,4 +49,4 @@ def tight_notes(photo: Photo) -> list[str]:
     if share < TIGHT:
         return []
     return [f"{photo.name}: the hole looks tight, {share:.0%} of its rim lies along something sharp; "
-            f"grown by {SPACING} to {2 * SPACING} pixels it may fill better"]  # fmt: skip
+            f"grown by {SPACING} to {2 * SPACING} pixels (--grow) it may fill better"]  # fmt: skip

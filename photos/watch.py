@@ -87,7 +87,8 @@ class WatchedWindows:
 
     def steps(self) -> Iterator[Progress]:
         for number, seed in enumerate(self.seeds):
-            steps = fill_picture(self.inpainter, self.photo.pixels, self.photo.hole, seed, self.decoding)
+            own = seed, self.decoding.of_completion(number)
+            steps = fill_picture(self.inpainter, self.photo.pixels, self.photo.hole, *own)
             while True:
                 try:
                     step = next(steps)

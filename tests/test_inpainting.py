@@ -210,7 +210,7 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     assert first["decoding"] == second["decoding"] == {
         "total_iter": 5, "sweet_spot": 4, "mask_func": "square", "sampler": "maskgit", "temperature": 2.0,
         "sampling_temperature": 0.7, "top_k": 8, "codes": "sampled", "forget": False, "second_look": 0.0,
-        "token_rule": "any", "pre_fill": False,
+        "token_rule": "any", "pre_fill": False, "guess": "navier_stokes",
     }  # fmt: skip
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 
@@ -613,7 +613,7 @@ def test_help_shows_the_labs_flags(capsys):
 def flags_of() -> dict[str, list[str]]:
     """Each flag of the parser, by its name in the parsed arguments, as it may be typed."""
     values = {"precision": "float32", "mask_func": "linear", "sampler": "halton", "token_rule": "any", "codes": "mixed",
-              "tiling": "windows", "box": "1,1,3,3", "hole_color": "0,255,0"}  # fmt: skip
+              "guess": "fsr", "tiling": "windows", "box": "1,1,3,3", "hole_color": "0,255,0"}  # fmt: skip
     found = {}
     for action in inpainting.build_parser()._actions:
         flag = action.option_strings[0]

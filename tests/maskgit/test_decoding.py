@@ -649,6 +649,7 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         "second_look": 0.0,
         "token_rule": "any",
         "pre_fill": False,
+        "guess": "navier_stokes",
     }
 
 

@@ -419,9 +419,9 @@ def test_the_first_guess_is_made_once_an_image_whatever_needs_it(monkeypatch, pr
     torch.manual_seed(3)
     decoding = DECODING.changed(pre_fill=True, token_rule="majority")
     reader = Inpainter(vqgan(known_width=4, pre_filled=pre_filled), transformer(), decoding, "cpu")
-    painted, original = [], classical.METHODS["navier_stokes"]
+    painted, original = [], classical.GUESSES["navier_stokes"]
     monkeypatch.setitem(
-        classical.METHODS, "navier_stokes", lambda image, hole: painted.append(1) or original(image, hole)
+        classical.GUESSES, "navier_stokes", lambda image, hole: painted.append(1) or original(image, hole)
     )
     images, hole = noise(3), make_holes("walk", 3, SIZE)
     result = reader.complete(images, hole, [0, 1, 2], samples=4, batch_size=2)

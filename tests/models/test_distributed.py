@@ -16,7 +16,7 @@ from config import TrainingConfig
 from models.distributed import mean, rank, sample_rows, summed, world
 from models.transformer import Transformer
 from models.vqgan import VQGAN
-from training import run
+from training import run, stepping
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
@@ -111,9 +111,9 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch, tmp_path):
 
 
 def test_a_loss_that_is_nan_elsewhere_stops_this_process_too(monkeypatch):
-    monkeypatch.setattr(run, "mean", lambda loss: loss * math.nan)
+    monkeypatch.setattr(stepping, "mean", lambda loss: loss * math.nan)
     weight = torch.ones(2, requires_grad=True)
     weight.grad = torch.ones(2)
-    with pytest.raises(run.NotFiniteError):
-        run.apply_gradients(torch.tensor(1.0), torch.optim.SGD([weight], lr=1.0), [weight], clip=0.0)
+    with pytest.raises(stepping.NotFiniteError):
+        stepping.apply_gradients(torch.tensor(1.0), torch.optim.SGD([weight], lr=1.0), [weight], clip=0.0)
     assert weight.tolist() == [1, 1]

@@ -233,3 +233,12 @@ def test_of_many_regions_the_first_are_shown(inpainter, monkeypatch):
     assert seen[-1][0].shape == (256, 256, 3) and steps.maps()[0].shape[1] == 256 and len(steps.film()) == 4
     assert np.array_equal(filling.completions(), squares(inpainter, photo, samples=2)[0])
     assert np.array_equal(seen[3], seen[-1])  # the second batch is of the other region but for one row
+
+
+def test_further_completions_of_a_hole_that_takes_one_iteration_are_drawn(inpainter):
+    photo, decoding = read_photo(CAT, box=(100, 100, 4, 4)), DECODING.changed(total_iter="auto", codes="auto")
+    completions, _ = fill_photo(inpainter, photo, 0, 3, decoding)
+    (alone,), _ = fill_photo(inpainter, photo, 0, 1, decoding)
+    (other,), _ = fill_photo(inpainter, photo, 7, 1, decoding)
+    assert np.array_equal(alone, completions[0]) and np.array_equal(alone, other)
+    assert len({pixels.tobytes() for pixels in completions}) == 3

@@ -43,7 +43,7 @@ def test_the_note_names_the_share_and_what_may_help():
     (note,) = tight_notes(photo)
     assert note == (
         "the picture: the hole looks tight, 100% of its rim lies along something sharp; "
-        "grown by 3 to 6 pixels it may fill better"
+        "grown by 3 to 6 pixels (--grow) it may fill better"
     )
     assert tight_notes(read_photo(Image.fromarray(pixels), box=(18, 18, 24, 24))) == []
 

@@ -560,15 +560,23 @@ def wait_for_a_step(process: subprocess.Popen) -> None:
         said += part
 
 
+def started(config, out, epochs: str, interrupt: signal.Handlers) -> subprocess.Popen:
+    """Stage 1 in a process of one thread that has taken a step; `interrupt`: what SIGINT does, whatever here."""
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.Handlers(int(sys.argv[1])))\n"
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    command = [str(int(interrupt)), "training_vqgan.py", "--config", config, "--device", "cpu", "--epochs", epochs]
+    command = [sys.executable, "-c", code, *map(str, command), "--out", str(out)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=alone, stderr=subprocess.PIPE, text=True)
+    wait_for_a_step(process)
+    return process
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_training_after_the_step_saved_and_resume_goes_on(tmp_path, tiny_config_once, number):
-    command = [sys.executable, "training_vqgan.py", "--config", tiny_config_once, "--device", "cpu", "--epochs", "400"]
-    with subprocess.Popen(
-        [*command, "--out", tmp_path / "run"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_for_a_step(process)
+    with started(tiny_config_once, tmp_path / "run", "4000", signal.SIG_DFL) as process:
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
     line = said.splitlines()[-1]
     assert process.returncode == 128 + number and "Traceback" not in said
     step = int(re.fullmatch(r"saved step (\d+); --resume goes on", line)[1])
@@ -582,15 +590,10 @@ def test_a_signal_ends_a_training_after_the_step_saved_and_resume_goes_on(tmp_pa
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path, tiny_config_once):
     """As Ctrl-C is by a job in the background of a shell."""
-    command = [sys.executable, "training_vqgan.py", "--config", tiny_config_once, "--device", "cpu", "--epochs", "200"]
-    ignoring = [*map(str, command), "--out", str(tmp_path / "run")]
-    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", code, *ignoring]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_a_step(process)
+    with started(tiny_config_once, tmp_path / "run", "40", signal.SIG_IGN) as process:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 0 and checkpoint(tmp_path / "run", "vqgan")["step"] == 400
+        process.communicate(timeout=300)
+    assert process.returncode == 0 and checkpoint(tmp_path / "run", "vqgan")["step"] == 80
 
 
 def test_after_a_kill_between_two_names_the_former_checkpoint_goes_on(tmp_path, tiny_config_once):
