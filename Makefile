@@ -15,7 +15,7 @@ test: .venv/requirements-dev.stamp ## style and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-test-faults: .venv/requirements-dev.stamp ## kills at random moments: some twenty minutes
+test-faults: .venv/requirements-dev.stamp ## kills at random moments: some five minutes
 	$(BIN)/python -m pytest -m faults
 
 test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Debian's chromium
