@@ -20,6 +20,7 @@ from maskgit.masks import thick_parts
 RADIUS = 3  # pixels around a missing one that OpenCV's methods read
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image (H, W, 3) uint8, hole (H, W) bool -> image
 THIN = 32  # pixels: of parts that `fsr_of_thin_parts` takes for thin
+STRIP, BESIDE = 1024, 64  # rows that `fsr_of_thin_parts` does at once, and what it sees above and below
 
 
 def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -69,8 +70,13 @@ def fsr_of_thin_parts(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Frequency selective reconstruction of the parts of the hole that are at most THIN pixels thick, Navier-Stokes
     inpainting of the others, which the former smears."""
     rough = navier_stokes(image, hole)
-    thin = hole & ~thick_parts(hole, THIN)
-    return fsr(rough, thin) if thin.any() else rough
+    thin, filled = hole & ~thick_parts(hole, THIN), rough.copy()
+    for top in range(0, len(hole), STRIP):  # OpenCV takes many times the memory of what it is given
+        rows, above = slice(top, top + STRIP), max(0, top - BESIDE)
+        if thin[rows].any():
+            near = slice(above, top + STRIP + BESIDE)
+            filled[rows] = fsr(rough[near], thin[near])[top - above :][: len(filled[rows])]
+    return filled
 
 
 GUESSES = {"navier_stokes": navier_stokes, "fsr": fsr_of_thin_parts}

@@ -87,3 +87,15 @@ def test_the_guess_fsr_is_that_of_thin_parts_and_navier_stokes_of_thick_ones():
     missing = torch.from_numpy(hole)[None, None]
     painted = paint(image.masked_fill(missing, 3), missing, True, "fsr")
     assert np.array_equal(to_pixels(painted[0])[thin], filled[thin])
+
+
+def test_a_tall_picture_is_done_in_strips_that_see_what_is_beside_them(monkeypatch):
+    pixels = np.ascontiguousarray(chelsea()[:200, :64])
+    hole = np.zeros(pixels.shape[:2], dtype=bool)
+    hole[:, 30:33] = True
+    whole = fsr_of_thin_parts(pixels, hole)
+    monkeypatch.setattr(classical, "STRIP", 70)
+    strips = fsr_of_thin_parts(pixels, hole)
+    assert np.array_equal(strips[~hole], pixels[~hole]) and strips.shape == pixels.shape
+    error, other = (np.abs(filled.astype(int) - pixels)[hole].mean() for filled in (whole, strips))
+    assert abs(error - other) < 0.1 * error
