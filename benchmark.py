@@ -24,7 +24,7 @@ from torchvision.utils import save_image
 
 from config import Config, add_flag, load_config
 from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
-from files import replace_file
+from files import write_text
 from maskgit.data import GREY, Inputs, to_float
 from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.extend(new)
         report = {"machine": machine(device), "settings": asdict(settings), "ceilings_gflop_s": limits}
         text = json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        replace_file(args.json, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(args.json, text)
         log.info(table(new))
 
     for name, config in configs.items():

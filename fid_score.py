@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import add_flag, whole
 from evaluation.metrics import Moments, frechet_distance
-from files import replace_file
+from files import replace_file, write_text
 from maskgit.data import list_images, opened, to_float
 from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
@@ -224,7 +224,7 @@ def main(argv=None) -> dict:
         )
     path = arguments.json or predicted.resolve().parent / "fid_score.json"
     text = json.dumps(report, indent=2) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     print(f"{report['label']}: {report['value']:.4f}")
     print(f"n = {report['n']}")
     return report

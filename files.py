@@ -1,6 +1,6 @@
 """Files that are whole or not there at all, and what one process has to itself.
 
-    replace_file("results/manifest.json", lambda path: path.write_text(text))
+    write_text("results/manifest.json", text)
     with held(folder / "training.lock", "a training"):
         ...
 
@@ -56,6 +56,11 @@ def replace_file(path, write: Callable[[Path], object], former: str = "") -> Non
             _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    """`replace_file` with a text, in UTF-8."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _rename(temporary: Path, path: Path) -> None:

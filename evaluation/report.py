@@ -15,7 +15,7 @@ from typing import NamedTuple
 from evaluation.evaluator import BINNED
 from evaluation.figures import FIGURES, RAW, Figure
 from evaluation.methods import FORMER_KINDS
-from files import locked, replace_file
+from files import locked, replace_file, write_text
 from maskgit.decoding_config import AUTO
 from utils import log
 
@@ -199,7 +199,7 @@ def write_report(out: Path, lines: list[Line], about: dict[str, object]) -> None
         parts += ["## Whole images, encoded and decoded", table(vqgans, columns)]
     told = {line.method: json.dumps(line.settings) for line in lines}
     parts += ["## Methods", "\n".join(f"- {row}: `{settings}`" for row, settings in told.items())]
-    replace_file(out / "results.md", lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
+    write_text(out / "results.md", "\n\n".join(parts) + "\n")
     if filled:
         draw(out, families)
 
@@ -297,6 +297,10 @@ def _draw_fd(canvas, families: dict[str, list[Line]], rows: list[str], path: Pat
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].invert_yaxis()
+    _save_plot(figure, path)
+
+
+def _save_plot(figure, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
@@ -315,7 +319,7 @@ def _draw_hole_size(canvas, families: dict[str, list[Line]], styles: dict[str, d
             panel.set(title=family, ylabel=FIGURES[name].label, xlabel="missing pixels, %")
             panel.grid(alpha=0.3)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    _save_plot(figure, path)
 
 
 def by_total_iter(families: dict[str, list[Line]]) -> dict[str, dict[str, dict[int, Spread]]]:
@@ -352,4 +356,4 @@ def _draw_total_iter(canvas, series: dict[str, dict[str, dict[int, Spread]]], pa
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend()
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    _save_plot(figure, path)

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from files import replace_file
+from files import write_text
 from maskgit.completion import InpaintingResult
 from maskgit.data import (
     GREY,
@@ -240,7 +240,7 @@ def write_manifest(
         "results": inputs.names,
     }
     text = json.dumps(manifest | notes, indent=2) + "\n"
-    replace_file(options.out / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(options.out / "manifest.json", text)
 
 
 # --- the truth ---

@@ -22,6 +22,7 @@ from torch import Tensor
 
 SMALLEST = 8  # pixels: below this a random walk may cover the whole picture
 MOST = 2**32  # pixels of `make_holes`
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)  # of a pixel, in connected parts
 
 
 # --- schedules: how much is still hidden ---
@@ -158,7 +159,7 @@ def make_holes(family: str, count: int, size: int = 64, seed: int = 0) -> Tensor
 
 def thick_parts(hole: np.ndarray, limit: float) -> np.ndarray:
     """The connected parts (8 neighbours) of a hole (H, W) bool that are thicker than `limit` pixels somewhere."""
-    labels, _ = ndimage.label(hole, np.ones((3, 3), dtype=bool))
+    labels, _ = ndimage.label(hole, EIGHT_NEIGHBOURS)
     thick = np.zeros_like(hole)
     for number, extent in enumerate(ndimage.find_objects(labels), start=1):
         if min(side.stop - side.start for side in extent) > limit:  # or it cannot be

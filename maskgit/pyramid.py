@@ -21,13 +21,12 @@ from maskgit.completion import Completer, InpaintingResult, check_numbers, check
 from maskgit.data import to_pixels
 from maskgit.decoding import State
 from maskgit.decoding_config import DecodingConfig
-from maskgit.masks import thick_parts
+from maskgit.masks import EIGHT_NEIGHBOURS, thick_parts
 from utils import finish
 
 VERSION = 2  # of what comes out, counted up when the same settings come to give another picture
 THICK = 1.0  # of a window's side: a thicker hole is filled at half the scale first
 TRUST = 8.0  # in the guess from the coarser level, see `Canvas`
-NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 Box = tuple[slice, slice]  # rows and columns
 
@@ -158,7 +157,7 @@ def around_thick_parts(hole: np.ndarray, size: int) -> list[tuple[Box, np.ndarra
     """
     thick = thick_parts(hole, THICK * size)
     boxes: list[Box] = []
-    for extent in ndimage.find_objects(ndimage.label(thick, NEIGHBOURS)[0]):
+    for extent in ndimage.find_objects(ndimage.label(thick, EIGHT_NEIGHBOURS)[0]):
         box = _grown(extent, hole.shape, 2 * size)
         while met := next((other for other in boxes if _overlap(box, other)), None):
             boxes.remove(met)

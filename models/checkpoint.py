@@ -72,7 +72,7 @@ def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-            if metadata.get("sha256", digested := digest(tensors, metadata)) != digested:
+            if "sha256" in metadata and metadata["sha256"] != digest(tensors, metadata):
                 raise ValueError("damaged: it does not have its SHA-256")
         else:
             check_archive(path)

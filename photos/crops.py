@@ -16,11 +16,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskgit.data import resize_pair, to_pixels
+from maskgit.masks import EIGHT_NEIGHBOURS
 
 CONTEXT = 2.0  # side of a crop / longer side of its region
 SLACK = 1.25  # regions close to each other: what is around both is at most so much larger than what is around one
 REGIONS = 256  # at most; with more specks than that, those near each other are one
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 class CropBox(NamedTuple):

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from maskgit.data import as_hole, list_images, open_upright, pair, readable, refuse_overwriting
+from maskgit.masks import EIGHT_NEIGHBOURS
 from maskgit.pyramid import around
-from photos.crops import EIGHT_NEIGHBOURS
 from photos.image_file import FORMATS, ImageFile, format_of, read_image_file, write_image_file
 
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
