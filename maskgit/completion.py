@@ -198,11 +198,12 @@ class Completer(Codec):
         hidden = self.hide(hole, margin, decoding.token_rule)
         owner = torch.arange(len(images)).repeat_interleave(samples)  # the image of each row
         seeds = [sample_seed(seed, number) for seed in seeds for number in range(samples)]
+        further = torch.arange(samples).repeat(len(images)) > 0
         raw, last = [], []
         for rows in (slice(start, min(start + size, len(owner))) for start in range(0, len(owner), size)):
             mine = owner[rows]
             own = tokens[mine], hidden[mine], self.transformer.mask_id, decoding, seeds[rows], self.codebook
-            for state in sample(self.predict, *own):
+            for state in sample(self.predict, *own, further=further[rows]):
                 yield rows, state
             raw.append(self.decode(state.decodable, painted[mine], hole[mine]))
             last.append(state)

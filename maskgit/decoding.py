@@ -53,6 +53,7 @@ def sample(
     seeds: Sequence[int],
     codebook: Tensor | None = None,
     windows: Windows | None = None,
+    further: Tensor | None = None,
 ) -> Iterator[State]:
     """Decodes the hidden tokens, yielding a State after every iteration; in the last one nothing is hidden.
 
@@ -64,6 +65,7 @@ def sample(
         CPU: its result depends neither on the rest of the batch nor on the device that draws.
     codebook (mask_id, e): the code vectors, which `config.codes` expected and mixed average
     windows: whose cells the n tokens are; None: they are a square, row by row
+    further (b) bool: which images are further completions, of which codes auto makes no means (all would be alike)
 
     Known and decided tokens are never sampled again, but for the second look: after the last iteration the least sure
     of the decided ones are hidden, and the schedule goes on from where about as many were left. Without a hidden
@@ -76,7 +78,7 @@ def sample(
     elif codebook is None or codebook.ndim != 2 or len(codebook) != mask_id:
         found = codebook if codebook is None else tuple(codebook.shape)
         raise ValueError(f"codebook: codes {config.codes} expects ({mask_id}, e), found {found}")
-    return _Loop(predict, tokens, hidden, mask_id, config, seeds, codebook, windows).states()
+    return _Loop(predict, tokens, hidden, mask_id, config, seeds, codebook, windows, further).states()
 
 
 def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: Sequence[int], codebook=None) -> State:
@@ -88,9 +90,10 @@ def fill(predict, tokens: Tensor, hidden: Tensor, mask_id: int, config, seeds: S
 class _Loop:
     """The iterations of a batch. The counts (b) stay on the CPU: asking for them waits for no GPU."""
 
-    def __init__(self, predict, tokens, hidden, mask_id, config: DecodingConfig, seeds: list[int], codebook, windows):
+    def __init__(self, predict, tokens, hidden, mask_id, config: DecodingConfig, seeds, codebook, windows, further):
         self.predict, self.given, self.hidden, self.mask_id = predict, tokens, hidden, mask_id
         self.config, self.seeds, self.codebook, self.windows = config, seeds, codebook, windows
+        self.further = further
         self.count = hidden.sum(dim=1).cpu()
         self.total = iterations(hidden, config, windows).cpu()
         self.turn = torch.zeros_like(self.count)  # iterations that decided something of each image
@@ -119,7 +122,8 @@ class _Loop:
             r = (step / self.total.double()).clamp(max=1)  # images that are done go beyond their T
             with torch.no_grad():
                 logits = _checked(self.predict(unfinished), before, self.mask_id)
-                state = decode_step(state, logits, left, uniforms, r, self.config, self.codebook, self.windows)
+                given = self.config, self.codebook, self.windows, self.further
+                state = decode_step(state, logits, left, uniforms, r, *given)
             yield state
             step = step + 1
         return state
@@ -148,21 +152,24 @@ def decode_step(
     config: DecodingConfig,
     codebook: Tensor | None = None,
     windows: Windows | None = None,
+    further: Tensor | None = None,
 ) -> State:
     """Proposes a code for every hidden token and decides the most confident ones; `left` (b) of them stay hidden.
 
     logits: chunks (m', k), together (m, k); uniforms (b, 2, n) as `draws` gives them; r (b) in (0, 1]; codebook (k, e)
-    where the state has code vectors; a pure function. The confidence is the probability of the proposed code under the
-    softmax of the logits at temperature 1 and over all k codes, as in the official MaskGIT, however the code was drawn:
-    sampling_temperature and top_k change the code, not what the model thinks of it. Raises ValueError where the logits
-    have no softmax (NaN or +inf, or -inf only).
+    where the state has code vectors; windows and further as of `sample`; a pure function. The confidence is the
+    probability of the proposed code under the softmax of the logits at temperature 1 and over all k codes, as in the
+    official MaskGIT, however the code was drawn: sampling_temperature and top_k change the code, not what the model
+    thinks of it. Raises ValueError where the logits have no softmax (NaN or +inf, or -inf only).
     """
     hidden, step = state.hidden, state.step + 1
     image, place = torch.where(hidden)  # (m) each
     code_draw, rank_draw = (part[hidden] for part in uniforms.to(hidden.device).unbind(dim=1))  # (m) each
     soft = None  # (m) bool: of which tokens the mean is taken
     if state.codes is not None:
-        last = (left == 0) & (config.codes != AUTO or state.step == 0)
+        last = left == 0
+        if config.codes == AUTO:
+            last &= (state.step == 0) & ~(torch.zeros_like(last) if further is None else further)
         soft = last.to(hidden.device)[image] | (config.codes == "expected")
     parts, start = [], 0
     for chunk in logits:

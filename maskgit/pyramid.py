@@ -108,15 +108,15 @@ def complete_pictures(
     """`Completer.complete` for images (b, 3, H, W) uint8 of any size, their hole (b, 1, H, W) bool."""
     check_numbers(samples=samples, margin=margin)
     seeds = checked_seeds(seeds, len(images))
-    owner = [image for image in range(len(images)) for _ in range(samples)]
-    rows = [
-        _completed(inpainter, to_pixels(images[image]), hole[image, 0].numpy(), own, decoding=decoding, margin=margin)
-        for image, own in zip(owner, (sample_seed(s, k) for s in seeds for k in range(samples)), strict=True)
-    ]
+    rows = []
+    for image, missing, seed in zip(images, hole, seeds, strict=True):
+        for number in range(samples):
+            own = sample_seed(seed, number), (decoding or inpainter.decoding).of_completion(number)
+            rows.append(_completed(inpainter, to_pixels(image), missing[0].numpy(), *own, margin=margin))
     return InpaintingResult(*map(torch.stack, zip(*rows, strict=True)))
 
 
-def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed: int, **options) -> tuple[Tensor, ...]:
+def _completed(inpainter: Completer, pixels, hole, seed: int, decoding, margin: int) -> tuple[Tensor, ...]:
     """The fields of an `InpaintingResult` for one completion."""
     factor, size = inpainter.vqgan.config.factor, inpainter.size
     grid = tuple(-(-max(length, size) // factor) for length in hole.shape)
@@ -124,7 +124,7 @@ def _completed(inpainter: Completer, pixels: np.ndarray, hole: np.ndarray, seed:
     raw = filled = pixels
     if hole.any():
         latest: deque[Step] = deque(maxlen=1)
-        filled = finish(fill_picture(inpainter, pixels, hole, seed, **options), latest.append)
+        filled = finish(fill_picture(inpainter, pixels, hole, seed, decoding, margin=margin), latest.append)
         ((_, canvas, state, _, (top, left)),), raw = latest, pixels.copy()
         height, width = canvas.hole.shape
         raw[top : top + height, left : left + width] = canvas.decoded(canvas.decode(state.decodable[0]))

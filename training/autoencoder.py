@@ -57,6 +57,14 @@ class MicroBatch:
     seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
     soft: Tensor | None = None  # (b) bool: those of the guessed images that come as means of codes
 
+    def judged(self) -> Tensor:
+        """The rows that a GAN looks at: not those of means, which are to be as smooth as they are uncertain."""
+        rows = torch.arange(len(self.images))
+        if self.soft is None:
+            return rows
+        drawn = rows[~(self.soft & (self.seeds >= 0)).cpu()]
+        return drawn if len(drawn) else rows
+
 
 class VQGANTrainer:
     """Losses and validation of a VQGAN: pixels, LPIPS, codebook and, after its start, the GAN.
@@ -221,7 +229,7 @@ class VQGANTrainer:
             rec, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
             losses |= {"rec": rec, "codebook": codebook}
             if adversarial:
-                losses["gan"] = generator_loss(self.discriminator(shown).float())
+                losses["gan"] = generator_loss(self.discriminator(shown[part.judged()]).float())
         return losses, images, shown, tokens
 
     def update(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
@@ -241,7 +249,8 @@ class VQGANTrainer:
             (losses["loss"] / len(batch)).backward()
             for key, value in losses.items():
                 means[key] = means.get(key, 0.0) + value.detach() / len(batch)
-            outputs.append((images, shown.detach()))
+            judged = part.judged()
+            outputs.append((images[judged], shown.detach()[judged]))
             uses.index_fill_(0, tokens.flatten(), 1.0)
         apply_gradients(means["loss"], self.optimizer, self.parameters, self.settings.clip)
         self.model.codebook.update()

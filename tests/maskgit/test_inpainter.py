@@ -232,6 +232,20 @@ def test_samples_of_an_image_are_neighbours_and_the_first_is_the_only_one_of_a_p
     assert torch.equal(model(images[:1], hole[:1], seed=sample_seed(5, 2)).images, three.images[2:3])
 
 
+@pytest.mark.parametrize("side", [SIZE, 2 * SIZE])
+def test_further_completions_are_drawn_where_the_first_is_a_mean(inpainters, side):
+    model, images = inpainters["patch"], noise(2).repeat(1, 1, side // SIZE, side // SIZE)
+    hole = torch.zeros_like(images[:, :1], dtype=torch.bool)
+    hole[..., 4:12, 4:12] = True
+    found = model(images, hole, seed=5, samples=3, steps=1, codes="auto")
+    drawn = model(images, hole, seed=5, samples=3, steps=1, codes="sampled")
+    for number in range(6):
+        same = torch.equal(found.raw[number], drawn.raw[number])
+        assert same == (number % 3 > 0) and torch.equal(found.tokens[number], drawn.tokens[number])
+    means = model(images, hole, seed=9, steps=1, codes="expected")
+    assert torch.equal(found.raw[::3], means.raw)
+
+
 def test_pictures_arrays_and_tensors_give_the_same(inpainters):
     model, images, hole = inpainters["patch"], noise(2), make_holes("box", 2, SIZE)
     expected = model(images, hole, seed=2)

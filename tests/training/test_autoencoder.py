@@ -390,6 +390,21 @@ def test_guesses_may_come_as_means_of_codes(finetuning, trained, monkeypatch):
     assert found.tolist() == [False, True] * (len(found) // 2)
 
 
+def test_the_gan_looks_at_drawn_codes_alone(finetuning, trained, monkeypatch):
+    guesses = {"transformer": str(trained[0] / "transformer.safetensors"), "share": 0.6, "expected": 0.5}
+    gan = {"weight": 0.1, "start": 0, "width": 8, "layers": 1}
+    stage = finetuning(**{"vqgan_training.guesses": guesses, "vqgan_training.adversarial": gan})
+    batch, seen = stage.fetch(3, torch.arange(8)), []
+    stage.discriminator.register_forward_hook(lambda module, given, output: seen.append(len(given[0])))
+    stage.update(3, batch)
+    means = batch[0].soft & (batch[0].seeds >= 0)
+    drawn = 8 - int(means.sum())
+    assert 0 < drawn < 8 and batch[0].judged().tolist() == (~means).nonzero().flatten().tolist()
+    assert seen == [drawn, 2 * drawn]
+    all_means = MicroBatch(TRAIN, seeds=torch.zeros(len(TRAIN)), soft=torch.ones(len(TRAIN), dtype=torch.bool))
+    assert len(all_means.judged()) == len(TRAIN) == len(MicroBatch(TRAIN).judged())
+
+
 def test_blank_decodes_zero_vectors_where_tokens_are_hidden(finetuning):
     stage, seen = finetuning(**{"vqgan_training.blank": True}), []
 
