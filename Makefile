@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run demo test test-demo test-faults clean
+.PHONY: run demo test test-demo test-faults test-oldest clean
 
 run: .venv/requirements.stamp ## fill a photograph and the holes of the embedded cat
 	$(BIN)/python inpainting.py --image docs/photographs/rocket.jpg --mask docs/photographs/rocket_mask.png --out results/rocket.png
@@ -18,6 +18,12 @@ test: .venv/requirements-dev.stamp ## style and tests
 test-faults: .venv/requirements-dev.stamp ## kills at random moments: some five minutes
 	$(BIN)/python -m pytest -m faults
 
+test-oldest: ## the tests with the oldest versions that the requirements admit
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct --requirement requirements-dev.txt
+	.venv-oldest/bin/python -m pytest
+
 test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Debian's chromium
 	$(BIN)/python -m pytest tests/test_demo.py
 
@@ -29,4 +35,4 @@ test-demo: .venv/requirements-dev.stamp ## the page in a real browser: needs Deb
 	touch $@
 
 clean: ## what can be made again: the environment and caches, never results/ or checkpoints/
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis .coverage
