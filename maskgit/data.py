@@ -16,12 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor
 
 from files import replace_file
 from utils import one_line
+
+with contextlib.suppress(ImportError):  # optional: reads HEIC, what phones write
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 GREY = 128  # what the encoder sees in a hole
@@ -148,12 +153,23 @@ def opened(path) -> Iterator[Image.Image]:
             raise ValueError("not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path)
+            try:
+                picture = Image.open(path)
+            except UnidentifiedImageError as error:
+                if named and _is_heic(path) and "HEIF" not in Image.OPEN:
+                    raise ValueError("a HEIC file: pip install pillow-heif, or save it as PNG") from error
+                raise
         with picture:
             if (pixels := picture.width * picture.height) > _most:
                 most = f"at most {_most / 1e6:g} are read; inpainting.py --image has --max-megapixels"
                 raise ValueError(f"{pixels / 1e6:.0f} megapixels, {most}")
             yield picture
+
+
+def _is_heic(path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def open_upright(path) -> Image.Image:

@@ -4,7 +4,6 @@ hole    (b, 1, H, W) bool   pixels to fill, True = missing
 hidden  (b, n)       bool   tokens to predict, True = hidden; n = grid * grid, row by row
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -46,8 +45,8 @@ def checked_weights(weights: Mapping[str, float], known: tuple[str, ...], noun: 
     """The weights (len(weights)) float64, each of a name among the `known`. Raises ValueError naming what is wrong."""
     for name, weight in weights.items():
         known_name(noun, name, known)
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight of {name}: {weight}, expected a finite number of at least 0")
+        if weight and not 1e-9 <= weight <= 1e9:  # beyond, shares of it round to 0 or add up to inf
+            raise ValueError(f"weight of {name}: {weight}, expected 0 or a number in [1e-9, 1e9]")
     if not any(weights.values()):
         raise ValueError(f"weights {dict(weights)}: expected at least one above 0")
     return torch.tensor(list(weights.values()), dtype=torch.float64)

@@ -55,9 +55,10 @@ FORMATS = {
     ".tif": TIFF,
     ".tiff": TIFF,
 }
+READ = (*FORMATS, ".heic", ".heif")  # suffixes of the pictures in a folder
 COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # chunks of a PNG that tell what its values mean
 MAKER_NOTE = 0x927C  # an EXIF tag in which cameras keep, among others, previews
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")  # or perhaps so
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")  # or perhaps so
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:

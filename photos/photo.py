@@ -20,10 +20,10 @@ from scipy import ndimage
 from maskgit.data import as_hole, list_images, open_upright, pair, readable, refuse_overwriting
 from maskgit.masks import EIGHT_NEIGHBOURS
 from maskgit.pyramid import around
-from photos.image_file import FORMATS, ImageFile, format_of, read_image_file, write_image_file
+from photos.image_file import FORMATS, READ, ImageFile, format_of, read_image_file, write_image_file
 
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
-LOOKED_AT = 4_000_000  # pixels, about, in search of signs that hole and known were mistaken for each other
+LOOKED_AT = 1_000_000  # pixels, about, in search of signs that hole and known were mistaken for each other
 SPECK = 16  # fewer pixels than these, in a lossy file, have the hole's colour by chance
 
 
@@ -168,11 +168,11 @@ def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | N
     if image.is_dir():
         if out.suffix.lower() in FORMATS:
             raise ValueError(f"{out}: expected a folder for the results, as {image} is one")
-        images = list_images(image, FORMATS.keys())
+        images = list_images(image, READ)
         if len({path.stem for path in images}) < len(images):
             raise ValueError(f"{image}: two images of one name but for their ending would overwrite each other")
         refuse_overwriting([image, *filter(None, [mask])], [out])
-        pairs = pair(images, list_images(mask, FORMATS.keys())) if mask else [(path, None) for path in images]
+        pairs = pair(images, list_images(mask, READ)) if mask else [(path, None) for path in images]
         jobs = [(path, other, out / f"{path.stem}.png") for path, other in pairs]
     else:
         target = out / f"{image.stem}.png" if out.is_dir() or not out.suffix else out

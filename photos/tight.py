@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from maskgit.pyramid import around
 from photos.photo import Photo
 
 SPACING = 3  # pixels between the colours that are compared, on the way out of the hole
@@ -22,6 +23,10 @@ def tightness(pixels: np.ndarray, hole: np.ndarray) -> float:
 
     0 where there is too little rim, or known pixels around it, to tell.
     """
+    if not hole.any():
+        return 0.0
+    near = around(hole, SPACING * (TIMES + 1))
+    pixels, hole = pixels[near], hole[near]
     border = np.argwhere(hole & ndimage.binary_dilation(~hole))
     rim = np.argwhere(~hole & ndimage.binary_dilation(hole))
     rim = rim[:: -(-len(rim) // MOST)] if len(rim) else rim

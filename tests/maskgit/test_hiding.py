@@ -100,6 +100,7 @@ def test_hiding_is_a_function_of_the_generator():
         ({"beta": 1}, {}, "'beta'.*bernoulli, uniform, cosine, walk.*holes"),
         ({"cosine": -1}, {}, "weight of cosine: -1"),
         ({"cosine": math.nan}, {}, "weight of cosine: nan"),
+        ({"holes": 5e-324}, {}, "weight of holes: 5e-324, expected 0 or a number in"),
         ({"cosine": 0}, {}, "at least one above 0"),
         ({}, {}, "at least one above 0"),
         ({"bernoulli": 1}, {"p": 0.0}, "p 0.0"),

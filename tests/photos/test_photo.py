@@ -47,6 +47,20 @@ def test_every_source_tells_the_same_hole(tmp_path):
     assert read_photo(CAT, box=(450, 299, 1, 1)).hole[-1, -1]
 
 
+def test_heic_is_read_where_its_reader_is_installed_and_named_where_not(tmp_path, monkeypatch):
+    for name in ("phone.heic", "renamed.jpg"):
+        CAT.save(tmp_path / name, "HEIF", quality=95)
+        photo = read_photo(tmp_path / name, box=(1, 2, 3, 4))
+        assert photo.file.lossy and np.abs(photo.pixels.astype(int) - np.array(CAT)).mean() < 5
+    assert [job[0].name for job in pair_photos(tmp_path, None, tmp_path / "out")] == ["phone.heic", "renamed.jpg"]
+    Image.init()  # all kinds, or those that come later go with the list
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    for name in ("phone.heic", "renamed.jpg"):
+        with pytest.raises(ValueError, match=rf"{name}: .*\(a HEIC file: pip install pillow-heif, or save it as PNG\)"):
+            read_photo(tmp_path / name, box=(1, 2, 3, 4))
+
+
 def test_jpeg_masks_are_thresholded_and_masks_are_turned_upright(tmp_path):
     MASK.save(tmp_path / "mask.jpg", quality=60)
     assert np.array_equal(read_photo(CAT, mask=tmp_path / "mask.jpg").hole, HOLE)
