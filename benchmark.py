@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from config import Config, add_flag, load_config
+from config import Config, add_flag, load_config, whole
 from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
 from files import write_text
 from maskgit.data import GREY, Inputs, to_float
@@ -30,11 +30,12 @@ from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
 from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes, schedule, to_hidden
+from models.checkpoint import read_weights
 from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
 from training.autoencoder import VQGANTrainer
 from training.transformer import TransformerTrainer
-from utils import ROOT, log, machine, pick_device, run_script, start_logging, uses_bfloat16
+from utils import ROOT, check_folder, log, machine, pick_device, run_script, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 
@@ -248,17 +249,22 @@ def main(argv: list[str] | None = None) -> None:
     add_flag(parser, "--models", nargs="+", metavar="NAME", help="configs to measure (default: cats64 lab)")
     parts = ["inpainting", "training", "scaling"]
     add_flag(parser, "--parts", nargs="+", choices=parts, default=parts)
-    add_flag(parser, "--repeats", type=int, default=5, help="of each measurement (default: 5)")
+    add_flag(parser, "--repeats", type=whole(1), default=5, help="of each measurement (default: 5)")
     add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     add_flag(parser, "--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     add_flag(parser, "--compile", action="store_true", help="torch.compile our inpainting")
-    add_flag(parser, "--threads", type=int, default=torch.get_num_threads())
+    add_flag(parser, "--threads", type=whole(1), default=torch.get_num_threads())
     add_flag(parser, "--operators", action="store_true", help="profile ours: where does the time go?")
     add_flag(parser, "--perceptual-weights", metavar="FILE", help="VGG16 features: stage 1 with LPIPS (else without)")
     add_flag(parser, "--json", type=Path, default=Path("results/benchmark.json"), metavar="FILE")
     args = parser.parse_args(argv)
     try:
         device = pick_device(args.device)
+        check_folder(args.json.parent, "--json")
+        if args.json.is_dir():
+            raise ValueError(f"--json {args.json}: is a folder, expected a file")
+        if args.perceptual_weights:
+            read_weights(args.perceptual_weights)
         models = args.models or (["smoke"] if args.quick else ["cats64", "lab"])
         configs = {name: load_config(ROOT / "configs" / f"{name}.yml") for name in models}
     except (ValueError, FileNotFoundError) as error:

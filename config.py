@@ -8,6 +8,7 @@ A file that says `base: other.yml` (beside itself) takes that one's values and l
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -229,12 +230,27 @@ def add_flag(parser: argparse.ArgumentParser, *names: str, **options) -> None:
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """The type of a flag: a whole number of at least `least`."""
+    """The type of a flag: a whole number from `least` to 2^63 - 1."""
 
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        if not text.isdecimal() or len(text) > 19 or not least <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text[:40]!r}")
         return int(text)
+
+    return number
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """The type of a flag: a finite number of at least `least`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {least:g}, found {text[:40]!r}")
+        return value
 
     return number
 

@@ -31,20 +31,20 @@ from maskgit.decoding_config import AUTO, SAMPLERS, STEPS, DecodingConfig
 from maskgit.folders import chelsea
 from maskgit.inpainter import CATS, PHOTOS, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
+from photos.editor import PAINT, VIEW, edited, painted_hole
 from photos.fill import TILINGS, usual_tiling
 from photos.image_file import read_image_file
 from photos.photo import Photo, grown, read_photo, write_photo
 from photos.tight import tight_notes
 from photos.watch import WATCHED, Turns, WatchedSquares, WatchedWindows
-from utils import log, run_script, start_logging
+from utils import log, one_line, run_script, start_logging
 
-VIEW = 512  # pixels
 HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
 READY_MADE = "Ready-made hole"
-PAINT = (255, 0, 128)
 MOST = 6  # completions
 AT_ONCE = 8  # people whose holes are filled, in turns
 QUEUE = 32  # people waiting
+SESSIONS = 500  # whose pictures are remembered: some 90 KB each
 DAY = 24 * 60 * 60  # in seconds
 THEME = gr.themes.Default(primary_hue="pink", neutral_hue="zinc", font=["system-ui", "sans-serif"],
                           font_mono=["ui-monospace", "monospace"])  # fmt: skip
@@ -75,38 +75,13 @@ def sample_files(folder: Path, size: int) -> list[str]:
     return [str(folder / f"{name}.png") for name in pictures]
 
 
-def view(pixels: np.ndarray) -> np.ndarray:
-    """pixels -> view; small pictures show their pixels as squares."""
-    scale = VIEW / max(pixels.shape)
-    size = [max(1, round(length * scale)) for length in pixels.shape[1::-1]]
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.NEAREST if scale > 2 else Image.LANCZOS))
-
-
-def edited(path: str, hole: np.ndarray | None = None) -> dict:
-    """The editor's value for a picture file, `hole` of any size painted in; None: the transparent part, if any.
-
-    Raises ValueError naming the file that cannot be read.
-    """
-    picture = read_image_file(path)
-    background = view(picture.rgb())
-    if hole is None:
-        hole = np.zeros((1, 1), bool) if (alpha := picture.alpha()) is None else alpha < 128
-    painted = np.asarray(Image.fromarray(hole).resize(background.shape[1::-1], Image.NEAREST))
-    layer = np.where(painted[..., None], np.uint8((*PAINT, 255)), np.uint8(0))
-    return {"background": background, "layers": [layer] if hole.any() else [], "composite": None}
-
-
-def painted_hole(editor: dict | None, shape: tuple[int, int]) -> np.ndarray:
-    """The editor's value -> hole of `shape` (H, W): pixels that the brush covered half of.
-
-    Raises ValueError where there are none.
-    """
-    layers = [layer[..., 3] >= 128 for layer in (editor or {}).get("layers") or []]
-    hole = np.any(layers, axis=0) if layers else np.zeros((1, 1), bool)
-    hole = np.asarray(Image.fromarray(hole.astype(np.uint8) * 255).resize(shape[::-1], Image.BOX)) >= 128
-    if not hole.any():
-        raise ValueError("no hole: paint over what should be filled, or choose a ready-made hole")
-    return hole
+def a_whole(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:
+    """`value`, which a control or a program sent, as an integer. Raises ValueError unless it is one in the range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not least <= value <= most:
+        raise ValueError(f"{name}: expected a whole number from {least} to {most}, found {str(value)[:40]}")
+    if value != int(value):
+        raise ValueError(f"{name}: expected a whole number, found {value}")
+    return int(value)
 
 
 def plain(error: Exception | str, path: str) -> str:
@@ -115,6 +90,17 @@ def plain(error: Exception | str, path: str) -> str:
 
 
 # --- the page ---
+
+
+class Blocks(gr.Blocks):
+    """Gradio's, which says nothing of the server where a program sends what the page would not."""
+
+    async def preprocess_data(self, *given, **options):
+        try:
+            return await super().preprocess_data(*given, **options)
+        except Exception as error:
+            log.info(f"refused: {one_line(error)}")
+            raise gr.Error("a value that the page does not send: see the types in /gradio_api/info") from error
 
 
 class Page:
@@ -150,7 +136,8 @@ class Page:
 
     def ready_made(self, path: str, family: str, seed: float) -> Iterator[dict]:
         """A hole of `family`, "" for none -> the editor's value."""
-        yield from self.show(path, make_holes(family, 1, seed=int(seed or 0))[0, 0].numpy() if family else None)
+        hole = make_holes(family, 1, seed=a_whole("seed", seed or 0))[0, 0].numpy() if family in FAMILIES else None
+        yield from self.show(path, hole)
 
     def fill(
         self, editor, path, model, samples, steps, sweet_spot, schedule, sampler, temperature, seed, grow
@@ -160,18 +147,19 @@ class Page:
         The decoding goes on only while somebody asks for more: it ends where this generator is closed.
         """
         try:
+            if not isinstance(model, str) or model not in self.models:
+                raise ValueError(f"model {model}: expected one of {', '.join(self.models)}")
+            samples, seed = a_whole("completions", samples, 1, MOST), a_whole("seed", seed)
+            grow, inpainter = a_whole("grow", grow, 0, VIEW), self.models[model]
             file = read_image_file(path)
             hole = painted_hole(editor, file.rgb().shape[:2])
-            photo = grown(read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8))), int(grow))
-            inpainter = self.models[model]
-            if seed is None:
-                raise ValueError("seed: expected a whole number from 0")
+            photo = grown(read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8))), grow)
             total, stop = (steps, sweet_spot) if steps else (AUTO, None)
             decoding = inpainter.decoding.changed(
                 total_iter=total, sweet_spot=stop, mask_func=schedule, sampler=sampler, temperature=temperature
             )
             tiling = self.tiling or usual_tiling(inpainter)
-            filling = WATCHED[tiling](inpainter, photo, int(seed), samples, decoding)
+            filling = WATCHED[tiling](inpainter, photo, seed, samples, decoding)
         except ValueError as error:
             gr.Warning(plain(error, path), title="Not filled")
             yield tuple(gr.skip() for _ in range(5))
@@ -240,7 +228,7 @@ def build(models: dict[str, Inpainter], folder: Path, tiling: str | None = None)
     usual = next(iter(models.values()))
     page, samples = Page(models, tiling), sample_files(folder, usual.size)
     shown = {"show_label": False, "format": "png", "height": HEIGHT, "object_fit": "contain", "interactive": False}
-    with gr.Blocks(
+    with Blocks(
         title="maskgit-inpainting", analytics_enabled=False, delete_cache=(DAY, DAY), fill_width=True
     ) as blocks:
         gr.Markdown("# Fill the hole\nPaint over a part of a picture: a transformer fills it in, token by token.",
@@ -292,7 +280,7 @@ def build(models: dict[str, Inpainter], folder: Path, tiling: str | None = None)
         upload.upload(page.open, upload, [path, editor], **quick)
         clear.click(page.show, path, editor, **quick)
         family.input(page.ready_made, [path, family, seed], editor, **quick)
-        model.input(lambda name: ways(models[name].decoding), model, own, **quick)
+        model.input(lambda name: ways(models.get(name, usual).decoding), model, own, **quick)
         steps, sweet_spot, *_ = own
         steps.release(lambda most: gr.Slider(maximum=most or STEPS, value=most or STEPS), steps, sweet_spot, **quick)
         completions.select(page.save, completions, save, **quick)
@@ -308,7 +296,7 @@ def serve(blocks: gr.Blocks, host: str, port: int, wait: bool = True) -> None:
     blocks.launch(
         server_name=host, server_port=port, prevent_thread_lock=not wait, share=False, quiet=True, ssr_mode=False,
         theme=THEME, css=CSS, footer_links=[], run_history=False, max_file_size="50mb", enable_monitoring=False,
-        show_error=True,
+        show_error=True, state_session_capacity=SESSIONS,
     )  # fmt: skip
 
 
@@ -333,6 +321,8 @@ def main(argv: list[str] | None = None) -> None:
     add_flag(parser, "--port", type=int, default=7860, help="default: 7860")
     add_flag(parser, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: expected 1 to 65535")
     with tempfile.TemporaryDirectory() as folder:
         try:
             models = {
@@ -341,9 +331,12 @@ def main(argv: list[str] | None = None) -> None:
             }
             blocks = build(models, Path(folder), args.tiling)
             log.info(f"http://{args.host}:{args.port} (Ctrl-C ends it)")
-            serve(blocks, args.host, args.port)
         except (ValueError, OSError) as error:
             parser.error(str(error))
+        try:
+            serve(blocks, args.host, args.port)
+        except OSError as error:
+            parser.error(f"--host {args.host} --port {args.port}: in use, or no address of this machine ({error})")
 
 
 if __name__ == "__main__":

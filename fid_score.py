@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import zipfile
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
 from models.checkpoint import file_hash
 from models.features import FEATURES, WeightsError, feature_network
-from utils import pick_device, run_script
+from utils import one_line, pick_device, run_script
 
 FEW_IMAGES = 2048
 
@@ -83,9 +82,13 @@ def truth_moments(truth: Tensor, key: str, cache: Path | None, compute) -> tuple
     if file is not None and file.is_file():
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                return arrays["mean"], arrays["covariance"]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file}: not a readable cache file, delete it or pass --no-cache ({error})") from error
+                mean, covariance = arrays["mean"], arrays["covariance"]
+            if mean.shape * 2 != covariance.shape:
+                raise ValueError(f"{mean.shape} and {covariance.shape}")
+            return mean, covariance
+        except Exception as error:  # a damaged header is Python source that numpy reads
+            why = one_line(error)
+            raise ValueError(f"{file}: not a readable cache file, delete it or pass --no-cache ({why})") from error
     moments = compute()
     if file is not None:
 
@@ -104,10 +107,16 @@ def read_manifest(results: Path) -> dict:
         raise ValueError(f"{path}: no such file; run inpainting.py first, or pass --predicted-path and --gtcsv-path")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{path}: expected an object with the keys 'truth' and 'results'")
+    for key in ("truth", "predicted"):
+        if not isinstance(manifest.get(key), str | None):
+            raise ValueError(f"{path}: its key {key!r} is {manifest[key]!r}, expected a path")
+    names = manifest.get("results", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: its key 'results' is no list of names")
     return manifest
 
 
@@ -214,7 +223,7 @@ def main(argv=None) -> dict:
         report = score(predicted, truth, arguments.features, arguments.feature_weights, arguments.batch_size,
                        str(device), arguments.num_workers, arguments.cache)  # fmt: skip
     except (ValueError, OSError, WeightsError) as error:
-        raise SystemExit(f"fid_score.py: error: {error}") from error
+        parser.error(one_line(error))
     if report["n"] < FEW_IMAGES:
         _warn(f"n is below {FEW_IMAGES}; values at small n are biased upwards; compare only equal n")
     published = FEATURES["inception"].published_hash

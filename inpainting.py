@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from config import add_flag, whole
+from config import add_flag, at_least, whole
 from evaluation.metrics import RunningAverages, diversity
 from maskgit.completion import InpaintingResult
 from maskgit.data import MEGAPIXELS, Inputs, admit, to_float
@@ -35,7 +35,7 @@ from photos.crops import CONTEXT
 from photos.fill import TILINGS, fill_photo
 from photos.photo import grown, pair_photos, read_photo, write_photo
 from photos.tight import tight_notes
-from utils import check_folder, log, run_script, start_logging
+from utils import check_folder, log, one_line, run_script, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
 
@@ -54,8 +54,8 @@ MODES = {  # what each way to name the pictures understands beside ALWAYS
 }
 
 
-def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
-    """Reads `count` integers, written 1,2,3."""
+def numbers(count: int, most: float = math.inf) -> Callable[[str], tuple[int, ...]]:
+    """Reads `count` integers of at most `most`, written 1,2,3."""
 
     def parse(text: str) -> tuple[int, ...]:
         try:
@@ -64,6 +64,8 @@ def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
             values = ()
         if len(values) != count:
             raise argparse.ArgumentTypeError(f"expected {count} integers with commas between, found {text}")
+        if max(values) > most:
+            raise argparse.ArgumentTypeError(f"expected integers of at most {most}, found {text}")
         return values
 
     return parse
@@ -71,6 +73,8 @@ def numbers(count: int) -> Callable[[str], tuple[int, ...]]:
 
 def total_iter(text: str) -> int | str:
     """Reads a number of iterations, or auto."""
+    if text != AUTO and not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number or {AUTO}, found {text!r}")
     return AUTO if text == AUTO else int(text)
 
 
@@ -99,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(where, "--test-mask-path", metavar="DIR", help="their masks, of the same names or numbers: 0 = hole")
     add_flag(where, "--gtcsv-path", metavar="PATH", help="true images, to score: folder, .npz or the lab's test_gt.csv")
     add_flag(where, "--predicted-path", type=Path, metavar="DIR", help="composited results (default: OUT/test_results)")
-    add_flag(where, "--samples", type=int, default=1, metavar="K",
+    add_flag(where, "--samples", type=whole(1), default=1, metavar="K",
              help="answers an image: more in OUT/samples, of --image NAME_0.png ... (default: 1)")  # fmt: skip
     add_flag(where, "--lpips-weights", metavar="FILE",
              help="AlexNet features, for how the samples differ (default: torchvision downloads them)")  # fmt: skip
@@ -109,19 +113,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(own, "--image", type=Path, metavar="PATH", help="a picture, or a folder of them")
     hole = own.add_mutually_exclusive_group()
     add_flag(hole, "--mask", type=Path, metavar="PATH", help="its mask, or a folder of them: 0 = hole, 255 = known")
-    add_flag(hole, "--hole-color", type=numbers(3), metavar="R,G,B", help="the colour of the hole, 0..255 each")
+    add_flag(hole, "--hole-color", type=numbers(3, 255), metavar="R,G,B", help="the colour of the hole, 0..255 each")
     add_flag(hole, "--box", type=numbers(4), metavar="X,Y,W,H", help="a rectangle, in pixels from the top left")
-    add_flag(own, "--grow", type=int, default=0, metavar="N", help="pixels that the hole is grown by (default: 0)")
-    add_flag(own, "--feather", type=int, default=0, metavar="N",
+    add_flag(own, "--grow", type=whole(0), default=0, metavar="N", help="pixels that the hole is grown by (default: 0)")
+    add_flag(own, "--feather", type=whole(0), default=0, metavar="N",
              help="blend N known pixels around the hole with the model's (default: 0, known pixels stay)")  # fmt: skip
     add_flag(own, "--tiling", choices=TILINGS,
              help="windows over the picture at its own scale, or squares around the regions, shrunk to the model's "
              "size (default: windows, where the model's encoder can)")  # fmt: skip
     add_flag(own, "--coarse", action=argparse.BooleanOptionalAction, default=True,
              help="fill thick holes at smaller scales first (windows; default: yes)")  # fmt: skip
-    add_flag(own, "--max-megapixels", type=float, default=MEGAPIXELS, metavar="X",
+    add_flag(own, "--max-megapixels", type=at_least(1e-6), default=MEGAPIXELS, metavar="X",
              help=f"refuse pictures that are larger (default: {MEGAPIXELS})")  # fmt: skip
-    add_flag(own, "--context", type=float, default=CONTEXT, metavar="X",
+    add_flag(own, "--context", type=at_least(1), default=CONTEXT, metavar="X",
              help=f"squares: X times as large as the region (default: {CONTEXT:g})")  # fmt: skip
     how = parser.add_argument_group("decoding (defaults: those of the checkpoint)")
     add_flag(how, "--total-iter", type=total_iter, metavar="T",
@@ -138,8 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
              "one iteration is enough")  # fmt: skip
     add_flag(how, "--forget", action="store_true", default=None, help="predict from the given tokens alone")
     add_flag(how, "--second-look", type=float, metavar="X", help="share of the tokens, the least sure, decoded again")
-    add_flag(how, "--seed", type=int, default=0, help="image i takes seed + i (default: 0)")
-    add_flag(how, "--margin", type=int, default=0, help="rings of tokens hidden around the hole (default: 0)")
+    add_flag(how, "--seed", type=whole(0), default=0, help="image i takes seed + i (default: 0)")
+    add_flag(how, "--margin", type=whole(0), default=0, help="rings of tokens hidden around the hole (default: 0)")
     add_flag(how, "--token-rule", choices=TOKEN_RULES,
              help="a token is hidden where any, or most, of its pixels are missing")  # fmt: skip
     add_flag(how, "--pre-fill", action=argparse.BooleanOptionalAction,
@@ -147,16 +151,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(how, "--guess", choices=GUESSES,
              help="Navier-Stokes inpainting, or frequency selective reconstruction of thin parts")  # fmt: skip
     run_time = parser.add_argument_group("running")
-    add_flag(run_time, "--batch-size", type=int,
+    add_flag(run_time, "--batch-size", type=whole(1),
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip
     add_flag(run_time, "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     add_flag(run_time, "--num-workers", type=whole(0), default=4, help="threads that read images (default: 4)")
     add_flag(run_time, "--precision", choices=["auto", "float32", "bfloat16"], default="auto",
              help="arithmetic of the networks (default: bfloat16 where the device has it)")  # fmt: skip
-    add_flag(run_time, "--profile", type=int, default=0, metavar="N",
+    add_flag(run_time, "--profile", type=whole(0), default=0, metavar="N",
              help="record N iterations after the first into OUT/profile, for Perfetto or TensorBoard")  # fmt: skip
     add_flag(run_time, "--compile", action="store_true", help="torch.compile both networks: pays for many images")
-    add_flag(run_time, "--grids", type=int, default=6, metavar="N",
+    add_flag(run_time, "--grids", type=whole(0), default=6, metavar="N",
              help="draw every iteration of N images (default: 6; each costs a decode)")  # fmt: skip
     add_flag(run_time, "--animate", action="store_true", help="animate these iterations, in OUT/animation")
     return parser
@@ -195,12 +199,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: set[
     if idle := flags - known:
         told = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in idle))
         parser.error(f"{told}: would do nothing with {mode}")
-    if min(args.samples, 1 if args.batch_size is None else args.batch_size) < 1 or not 1 <= args.context < math.inf:
-        parser.error("--batch-size, --samples and --context must be at least 1, and finite")
-    if not 0 < args.max_megapixels < math.inf:
-        parser.error("--max-megapixels must be positive, and finite")
-    if min(args.seed, args.margin, args.grids, args.profile, args.feather, args.grow) < 0:
-        parser.error("--seed, --margin, --grids, --profile, --feather and --grow must be at least 0")
     if args.lpips_weights and args.samples == 1:
         parser.error("--lpips-weights measures how several completions differ: give --samples too")
     if args.animate and not args.grids:
@@ -241,8 +239,8 @@ def count(
         averages.setdefault(group, RunningAverages()).add(batch.hole[chosen], completions[chosen, 0], truth, part)
 
 
-def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: DecodingConfig) -> None:
-    """Fills the lab's folders or scikit-image's cat, and prints a table."""
+def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: DecodingConfig) -> bool:
+    """Fills the lab's folders or scikit-image's cat, and prints a table. Whether all images could be read."""
     options = Options(
         out=args.out, predicted=args.predicted_path, seed=args.seed, samples=args.samples, batch_size=args.batch_size,
         margin=args.margin, drawn=args.grids, animate=args.animate, keep_truth=not args.gtcsv_path,
@@ -254,12 +252,15 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
         refuse_inputs(inputs, options)
     else:
         inputs = chelsea(inpainter.size)
+    if args.predicted_path:
+        check_folder(args.predicted_path, "--predicted-path")
     check_folder(args.out, "--out").mkdir(parents=True, exist_ok=True)
     distance = lpips(args.samples, args.lpips_weights, inpainter.device)
     averages: dict[str, RunningAverages] = {}
-    start = time.perf_counter()
+    start, names = time.perf_counter(), []
     for batch, result in inpaint(inpainter, inputs, decoding, options):
         count(averages, batch, result, distance, inpainter.device)
+        names += batch.names
     seconds = time.perf_counter() - start
     notes = {
         "diversity": {group: row.diversity for group, row in averages.items()},  # None: not measured
@@ -268,7 +269,7 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
         "images": args.test_maskedimage_path or "skimage.data.chelsea",
         "masks": args.test_mask_path or "masks.make_holes, seed 0",
     }
-    write_manifest(args.checkpoint, inputs, decoding, options, notes)
+    write_manifest(args.checkpoint, inputs, names, decoding, options, notes)
     more = f" {'diversity':>10}" if args.samples > 1 else ""
     log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")
     for group, row in averages.items():
@@ -276,6 +277,10 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
     log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
     log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
              f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
+    refused = inputs.refused if args.test_mask_path else []
+    for told in refused:
+        print(f"inpainting.py: error: {told}", file=sys.stderr)
+    return not refused
 
 
 def fill_photos(
@@ -325,12 +330,13 @@ def main(argv: list[str] | None = None) -> None:
         inpainter = Inpainter.from_pretrained(args.checkpoint, args.device, args.precision, args.compile)
         decoding = inpainter.decoding.changed(**{name: getattr(args, name) for name in DecodingConfig.model_fields})
         if mode == "--image":
-            if not fill_photos(inpainter, jobs, args, decoding):
-                sys.exit(1)
+            done = fill_photos(inpainter, jobs, args, decoding)
         else:
-            fill_folders(inpainter, args, decoding)
+            done = fill_folders(inpainter, args, decoding)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(one_line(error))
+    if not done:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from maskgit.data import GREY, open_upright, write_image
 from maskgit.masks import make_holes
-from utils import run_script
+from utils import check_folder, run_script
 
 AROUND = 1.25  # side of a crop / longer side of the box around the head
 VAL_EVERY = 10
@@ -93,9 +93,11 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.size < 8:
         parser.error(f"--size {options.size}: expected at least 8")
-    if options.out.exists() and any(options.out.iterdir()):
-        parser.error(f"--out {options.out}: is not empty, expected a new folder")
     try:
+        check_folder(options.downloads, "--downloads")
+        if check_folder(options.out, "--out").exists() and any(options.out.iterdir()):
+            raise ValueError(f"--out {options.out}: is not empty, expected a new folder")
+        options.out.mkdir(parents=True, exist_ok=True)  # before the download
         OxfordIIITPet(options.downloads, download=True)
         found = list(heads(options.downloads / "oxford-iiit-pet"))
         if not found:

@@ -7,7 +7,7 @@ import numpy as np
 
 from maskgit.data import write_image
 from maskgit.masks import FAMILIES, make_holes
-from utils import run_script
+from utils import check_folder, run_script
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed, 0 or more (default: 0)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into, made if missing")
     options = parser.parse_args(argv)
-    try:
-        holes = make_holes(options.family, options.count, options.size, options.seed)
-    except ValueError as error:
-        parser.error(str(error))
-
     digits = max(3, len(str(options.count - 1)))
-    for index, known in enumerate((~holes[:, 0]).numpy()):
-        write_image(options.out / f"mask_{index:0{digits}}.png", known.astype(np.uint8) * 255)
+    try:
+        check_folder(options.out, "--out")
+        holes = make_holes(options.family, options.count, options.size, options.seed)
+        for index, known in enumerate((~holes[:, 0]).numpy()):
+            write_image(options.out / f"mask_{index:0{digits}}.png", known.astype(np.uint8) * 255)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     share = holes.float().mean().item()
     print(f"{options.count} {options.family} masks in {options.out}, {share:.1%} of the pixels missing")
 

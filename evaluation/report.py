@@ -40,25 +40,26 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a rows.csv, none where there is no such file. Raises ValueError naming the file."""
     if not Path(path).is_file():
         return []
+    try:
+        rows = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines(keepends=True)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a .csv file ({error})") from error
     lines = []
-    with open(path, newline="", encoding="utf-8") as file:
-        for number, values in enumerate(csv.DictReader(file), start=2):
-            try:
-                if "row" in values:  # as the column was called before
-                    values["method"] = values.pop("row")
-                method, family, seed, n, key = (values.pop(name) for name in FIRST)
-                settings = json.loads(values.pop("settings"))
-                settings["kind"] = FORMER_KINDS.get(settings["kind"], settings["kind"])
-                figures = {name: float(value) for name, value in values.items() if value}
-                lines.append(Line(method, family, int(seed) if seed else None, int(n), key, figures, settings))
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"{path}, row {number}: not a line of a sweep ({error!r})") from error
+    for number, values in enumerate(rows, start=2):
+        try:
+            values |= {"method": values.pop("row")} if "row" in values else {}  # as the column was called before
+            method, family, seed, n, key = (values.pop(name) for name in FIRST)
+            settings = json.loads(values.pop("settings"))
+            settings["kind"] = FORMER_KINDS.get(settings["kind"], settings["kind"])
+            figures = {name: float(value) for name, value in values.items() if value}
+            lines.append(Line(method, family, int(seed) if seed else None, int(n), key, figures, settings))
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path}, row {number}: not a line of a sweep ({error!r})") from error
     return lines
 
 
 def add_line(path: Path, line: Line) -> None:
-    """Adds a line to a rows.csv, unless it is there, replacing the file at once. Another process of this machine that
-    adds one waits."""
+    """Adds a line to a rows.csv, unless it is there, replacing the file at once, one process after the other."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):

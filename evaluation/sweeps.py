@@ -18,7 +18,7 @@ from evaluation.methods import Method, complete, leak, needs_seed, settings_of
 from evaluation.metrics import code_usage
 from evaluation.report import WHOLE, Line
 from maskgit.completion import Codec
-from maskgit.data import list_images
+from maskgit.data import list_images, opened
 from maskgit.dataset import ImageDataset, read_holes
 from maskgit.folders import read_truth
 from maskgit.masks import FAMILIES, make_holes
@@ -78,9 +78,10 @@ class SweepConfig(Settings):
     @classmethod
     def _judge_is_the_evaluator(cls, values):
         """`judge` is what configs called it before."""
-        if isinstance(values, dict) and "judge" in values:
-            values = dict(values)
-            values["evaluator"] = values.pop("judge") | values.get("evaluator", {})
+        both = isinstance(values, dict) and [values.get("judge"), values.get("evaluator", {})]
+        if both and all(isinstance(part, dict) for part in both):
+            values = values | {"evaluator": both[0] | both[1]}
+            del values["judge"]
         return values
 
     @pydantic.model_validator(mode="after")
@@ -150,6 +151,11 @@ class Sweep:
     def __init__(self, config: SweepConfig, device: str, workers: int, precision: str = "auto"):
         self.config, self.workers = config, workers
         data = config.data
+        for path in list_images(data.truth) if data.window else ():
+            with opened(path) as picture:
+                if min(picture.size) < data.window:
+                    found = "{}x{}".format(*picture.size)
+                    raise ValueError(f"{path}: {found} pixels, expected {data.window} (data.window) or more")
         cut = data.window and ImageDataset(data.truth, data.window, windows="fixed")
         self.truth = cut.images if cut else read_truth(data.truth)
         holes = {name: self._read(folder) for name, folder in data.masks.items()}

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +44,16 @@ class Inputs:
     groups: list[str]  # a row of the table each
     truth: Tensor | None
     source: Path | None = None  # of the truth; None: it is in no file
+    numbers: Sequence[int] | None = None  # those of a batch in the whole run; None: 0, 1, ...
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, window: slice) -> "Inputs":
         truth = None if self.truth is None else self.truth[window]
-        return Inputs(self.images[window], self.hole[window], self.names[window], self.groups[window], truth)
+        numbers = range(len(self))[window]
+        parts = self.images[window], self.hole[window], self.names[window], self.groups[window], truth
+        return Inputs(*parts, numbers=numbers)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -155,15 +158,22 @@ def opened(path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             try:
                 picture = Image.open(path)
+            except Image.DecompressionBombError as error:
+                raise ValueError(f"more megapixels than Pillow reads, {_limit()}") from error
             except UnidentifiedImageError as error:
                 if named and _is_heic(path) and "HEIF" not in Image.OPEN:
                     raise ValueError("a HEIC file: pip install pillow-heif, or save it as PNG") from error
                 raise
         with picture:
+            if picture.format == "EPS":  # which Pillow would have another program run
+                raise ValueError("EPS: a program, not a picture; save it as PNG")
             if (pixels := picture.width * picture.height) > _most:
-                most = f"at most {_most / 1e6:g} are read; inpainting.py --image has --max-megapixels"
-                raise ValueError(f"{pixels / 1e6:.0f} megapixels, {most}")
+                raise ValueError(f"{pixels / 1e6:.3g} megapixels, {_limit()}")
             yield picture
+
+
+def _limit() -> str:
+    return f"at most {_most / 1e6:g} are read; inpainting.py --image has --max-megapixels"
 
 
 def _is_heic(path) -> bool:
@@ -207,12 +217,16 @@ def as_hole(picture: Image.Image) -> np.ndarray:
 
 def read_image(path, size: int | None = None) -> np.ndarray:
     """`as_image` of a file, upright."""
-    return as_image(open_upright(path), size)
+    picture = open_upright(path)
+    with readable(path):
+        return as_image(picture, size)
 
 
 def read_hole(path) -> np.ndarray:
     """`as_hole` of a mask's file, upright."""
-    return as_hole(open_upright(path))
+    picture = open_upright(path)
+    with readable(path):
+        return as_hole(picture)
 
 
 def read_pair(image, mask, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +238,10 @@ def read_pair(image, mask, size: int) -> tuple[np.ndarray, np.ndarray]:
     first, second = ("{}x{}".format(*picture.size) for picture in pictures)
     if first != second:
         raise ValueError(f"{image} is {first}, its mask {mask} {second}: they must be equal")
-    pixels, hole = as_image(pictures[0]), as_hole(pictures[1])
+    with readable(image):
+        pixels = as_image(pictures[0])
+    with readable(mask):
+        hole = as_hole(pictures[1])
     side = min(hole.shape)
     top, left = ((length - side) // 2 for length in hole.shape)
     window = slice(top, top + side), slice(left, left + side)

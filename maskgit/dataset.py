@@ -149,7 +149,7 @@ def _whole_size(size: tuple[int, int], least: int) -> tuple[int, int]:
 def _read_size(path) -> tuple[int, int]:
     """Width and height of the upright picture in a file, without decoding it."""
     with opened(path) as picture:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return picture.size[::-1] if turned else picture.size
 
 

@@ -42,9 +42,14 @@ class DecodingConfig(Settings):
         "that grows (growing), random, or spread evenly over the image (halton)",
     )
     temperature: float = pydantic.Field(
-        4.5, ge=0, description="weight of the order's Gumbel noise; it shrinks as 1 - r, or grows as 1 - mask_func(r)"
+        4.5,
+        ge=0,
+        le=1e6,
+        description="weight of the order's Gumbel noise; it shrinks as 1 - r, or grows as 1 - mask_func(r)",
     )
-    sampling_temperature: float = pydantic.Field(1.0, ge=0, description="temperature of the codes; 0 takes the argmax")
+    sampling_temperature: float = pydantic.Field(
+        1.0, ge=0, le=1e6, description="temperature of the codes; 0 takes the argmax"
+    )
     top_k: int = pydantic.Field(0, ge=0, description="codes are drawn from the k most probable ones; 0 = from all")
     codes: Codes = pydantic.Field(
         "sampled",

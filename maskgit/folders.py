@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +66,13 @@ def chelsea(size: int) -> Inputs:
 class Folders:
     """The lab's layout: a folder of images, one of masks (0 = hole), and perhaps the truth (folder, .npz or .csv).
 
-    Files are read when their batch is; a truth that is one file is kept in memory. Raises ValueError that names what
-    does not fit: at once for counts and numbers, with its batch for a file.
+    Files are read when their batch is; a truth that is one file is kept in memory. An image that cannot be read, or
+    whose mask or truth cannot, is left out of its batch, and `refused` says why. Raises ValueError for what does not
+    fit together.
     """
 
     def __init__(self, images, masks, truth, size: int, workers: int):
-        self.size, self.workers = size, max(1, workers)
+        self.size, self.workers, self.refused = size, max(1, workers), list[str]()
         self.folders = [Path(path) for path in (images, masks, truth) if path]
         paths = list_images(images)
         self.names = [f"{path.stem}.png" for path in paths]
@@ -86,40 +86,49 @@ class Folders:
             self.truth = [true for _, true in pair(paths, self.truth, "true image")]
         elif self.truth is not None and len(self.truth) != len(self.names):
             raise ValueError(f"{truth}: {len(self.truth)} true images for {len(self.names)} to fill")
+        elif self.truth is not None and self.truth.shape[2:] != (size, size):
+            raise ValueError(f"{truth}: {tuple(self.truth.shape)} true images (n, 3, H, W), expected {size}x{size}")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, window: slice) -> Inputs:
         with ThreadPoolExecutor(self.workers) as pool:
-            read = pool.map(lambda paths: read_pair(*paths, self.size), self.pairs[window])
-            pixels, holes = zip(*read, strict=True)
-            truth = None if self.truth is None else self._truth(self.truth[window], pool)
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-        hole = torch.from_numpy(np.stack(holes))[:, None]
-        if truth is not None and truth.shape != images.shape:
-            raise ValueError(f"{self.source}: {tuple(truth.shape)} true images (b, 3, H, W) for {tuple(images.shape)}")
-        return Inputs(images, hole, self.names[window], self.groups[window], truth)
+            read = list(pool.map(self._read, range(len(self))[window]))
+        self.refused += [one for one in read if isinstance(one, str)]
+        found = [one for one in read if not isinstance(one, str)]
+        numbers, shape = [number for number, *_ in found], (len(found), self.size, self.size)
+        images = torch.from_numpy(np.array([pixels for _, pixels, *_ in found], np.uint8).reshape(*shape, 3))
+        hole = torch.from_numpy(np.array([missing for *_, missing, _ in found], bool).reshape(shape))
+        truth = None if self.truth is None or not found else torch.stack([true for *_, true in found])
+        names, groups = ([all_of[number] for number in numbers] for all_of in (self.names, self.groups))
+        images = images.permute(0, 3, 1, 2).contiguous()
+        return Inputs(images, hole[:, None], names, groups, truth, numbers=numbers)
 
-    def _truth(self, part: Tensor | list[Path], pool: ThreadPoolExecutor) -> Tensor:
-        if isinstance(part, Tensor):
-            return part
-        images = list(pool.map(partial(read_image, size=None), part))
-        for path, image in zip(part, images, strict=True):
-            if image.shape[:2] != (self.size, self.size):
-                raise ValueError(f"{path}: {image.shape[1]}x{image.shape[0]}, expected {self.size}x{self.size}")
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    def _read(self, number: int) -> tuple[int, np.ndarray, np.ndarray, Tensor | None] | str:
+        """An image's number, pixels, hole and truth; or why it cannot be read."""
+        try:
+            pixels, hole = read_pair(*self.pairs[number], self.size)
+            true = None if self.truth is None else self.truth[number]
+            if isinstance(true, Path):
+                path, true = true, torch.from_numpy(read_image(true)).permute(2, 0, 1)
+                if true.shape[1:] != (self.size, self.size):
+                    raise ValueError(f"{path}: {true.shape[2]}x{true.shape[1]}, expected {self.size}x{self.size}")
+        except ValueError as error:
+            return str(error)
+        return number, pixels, hole, true
 
 
-def batches(inputs: Inputs | Folders, size: int) -> Iterator[tuple[int, Inputs]]:
-    """The number of its first image and each batch of `size`, read in a thread while the one before is at work."""
+def batches(inputs: Inputs | Folders, size: int) -> Iterator[Inputs]:
+    """Each batch of `size`, read in a thread while the one before is at work; none without an image."""
     with ThreadPoolExecutor(1) as pool:
         ahead = None
         for start in range(0, len(inputs), size):
             batch = ahead.result() if ahead else inputs[start : start + size]
             if start + size < len(inputs):
                 ahead = pool.submit(inputs.__getitem__, slice(start + size, start + 2 * size))
-            yield start, batch
+            if len(batch):
+                yield batch
 
 
 # --- filling ---
@@ -169,15 +178,15 @@ def inpaint(
         ThreadPoolExecutor(2) as writers,
         profile(options.out / "profile" / "inpainting.pt.trace.json", options.profiled) as profiler_step,
     ):
-        for start, batch in batches(inputs, size):
-            film = sheets.film(start, len(batch), options.samples)
+        for batch in batches(inputs, size):
+            film = sheets.film(batch.numbers, options.samples)
 
             def on_step(rows: slice, state: State, film=film) -> None:
                 film.add(rows, state)
                 profiler_step()
 
             painted = inpainter.paint(batch.images, batch.hole, decoding)
-            seeds = range(options.seed + start, options.seed + start + len(batch))
+            seeds = [options.seed + number for number in batch.numbers]
             result = inpainter.complete(
                 batch.images, batch.hole, seeds, batch_size=size, samples=options.samples, on_step=on_step,
                 margin=options.margin, decoding=decoding, painted=painted,
@@ -222,9 +231,14 @@ def _outputs(options: Options, batch: Inputs, result: InpaintingResult, maps: Te
 
 
 def write_manifest(
-    checkpoint: Path, inputs: Inputs | Folders, decoding: DecodingConfig, options: Options, notes: dict[str, object]
+    checkpoint: Path,
+    inputs: Inputs | Folders,
+    results: list[str],
+    decoding: DecodingConfig,
+    options: Options,
+    notes: dict,
 ) -> None:
-    """OUT/manifest.json: all that is needed to repeat the run, where the truth is, and `notes`."""
+    """OUT/manifest.json: all that is needed to repeat the run, the names of its results, the truth's, and `notes`."""
     kept = options.out / "truth" if inputs.truth is not None else None
     truth = kept if options.keep_truth else inputs.source
     manifest = {
@@ -237,7 +251,7 @@ def write_manifest(
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "predicted": options.predicted and str(options.predicted.resolve()),  # None: OUT/test_results
         "truth": None if truth is None else str(Path(truth).resolve()),
-        "results": inputs.names,
+        "results": results,
     }
     text = json.dumps(manifest | notes, indent=2) + "\n"
     write_text(options.out / "manifest.json", text)
@@ -268,7 +282,10 @@ def read_truth(source) -> Tensor:
 def _read_npz(path: Path) -> np.ndarray:
     try:
         with zipfile.ZipFile(path), np.load(path) as arrays:  # np.load alone would take an .npy or a pickle
-            return arrays["images" if "images" in arrays else arrays.files[0]]
+            array = arrays["images" if "images" in arrays else arrays.files[0]]
+            if not isinstance(array, np.ndarray):
+                raise ValueError("its first member is no array")
+            return array
     except Exception as error:  # also MemoryError: a header may claim any size
         raise ValueError(f"{path}: not an .npz of plain arrays ({one_line(error)})") from error
 
@@ -287,7 +304,7 @@ def _read_csv(path: Path) -> np.ndarray:
         try:
             images.append(np.array(row, dtype=np.int64))
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise ValueError(f"{path}, line {number}: expected integers, 0..255") from error
         if images[-1].min() < 0 or images[-1].max() > 255:
             raise ValueError(f"{path}, line {number}: values outside 0..255")
     if not images:

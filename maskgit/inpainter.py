@@ -53,9 +53,10 @@ class Inpainter(Completer):
         except pydantic.ValidationError as error:
             raise ValueError(f"{paths[1]}: its decoding: {in_brief(explain(error, DecodingConfig))}") from error
         if (own := Path(folder) / "decoding.yml").is_file():
+            changes = {str(key): value for key, value in read_yaml(own).items()}
             try:
-                decoding = decoding.changed(**read_yaml(own))
-            except (ValueError, TypeError) as error:
+                decoding = decoding.changed(**changes)
+            except ValueError as error:
                 raise ValueError(f"{own}: {error}") from error
         return cls(vqgan, transformer, decoding, device, precision, compiled)
 

@@ -193,6 +193,7 @@ def to_hidden(hole: Tensor, grid: int | tuple[int, int], margin: int = 0, rule: 
     if margin < 0:
         raise ValueError(f"margin {margin}: expected 0 or more rings of tokens")
     b, _, H, W = hole.shape
+    margin = min(margin, max(h, w))  # which hides all
     share = hole.reshape(b, h, H // h, w, W // w).float().mean(dim=(2, 4))  # (b, h, w)
     hidden = share > (0.5 if rule == "majority" else 0.0)
     if margin:

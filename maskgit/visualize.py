@@ -5,7 +5,7 @@ Shapes: images (b, 3, H, W) uint8, hole (b, 1, H, W) bool, tokens, hidden and co
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,10 +182,9 @@ class Sheets:
         self.codec, self.out, self.drawn = codec, out, drawn
         self.animate, self.overview = animate, []
 
-    def film(self, start: int, count: int, samples: int) -> Film:
-        """A film of those of the `count` images of a batch that are drawn; `start` is the number of the first."""
-        drawn = [index - start for index in self.drawn if start <= index < start + count]
-        return Film(drawn, samples, self.codec.shown)
+    def film(self, numbers: Sequence[int], samples: int) -> Film:
+        """A film of those images of a batch that are drawn; `numbers` are theirs in the run."""
+        return Film([row for row, number in enumerate(numbers) if number in self.drawn], samples, self.codec.shown)
 
     def write(self, batch: Inputs, hidden: Tensor, painted: Tensor, results: Tensor, film: Film) -> None:
         """`hidden` (b, n): at the start; `painted` and `results` (b, 3, H, W): the batch as networks see it, filled."""

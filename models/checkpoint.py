@@ -6,6 +6,7 @@ enough to rebuild the module) and `sha256`, which tells a damaged file. Reading 
 
 import hashlib
 import json
+import pickle
 import zipfile
 import zlib
 from itertools import zip_longest
@@ -48,15 +49,26 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 def check_archive(path) -> None:
     """Raises ValueError where a part of what torch.save wrote, a zip file, does not have its checksum (CRC-32)."""
-    if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
-        return
     try:
+        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6
+            return
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, LookupError) as error:
         raise ValueError(f"damaged: {error}") from error
     if bad:
         raise ValueError(f"damaged: {bad} does not have its checksum")
+
+
+def read_archive(path):
+    """What torch.save wrote into `path`, without any code of its own. Raises ValueError that says what is wrong."""
+    check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise all there is
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise ValueError("refused, it holds more than plain tensors") from error
+        raise ValueError(f"no file of torch.save, or a damaged one ({type(error).__name__})") from error
 
 
 def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -75,18 +87,22 @@ def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if "sha256" in metadata and metadata["sha256"] != digest(tensors, metadata):
                 raise ValueError("damaged: it does not have its SHA-256")
         else:
-            check_archive(path)
-            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+            tensors, metadata = read_archive(path), {}
+    except (SafetensorError, RuntimeError, OSError, ValueError, LookupError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a weights file ({why})") from error
-    except Exception as error:  # pickle.UnpicklingError and its kin: torch refuses what is not plain tensors
-        raise ValueError(f"{path}: refused, it holds more than plain tensors ({type(error).__name__})") from error
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor) for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: expected a state_dict of tensors")
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, metadata
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether its values are there: not sparse, not without data, not a few that claim to be terabytes."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), 2**30)
 
 
 def build(cls, path, config=None, section: str | None = None):

@@ -71,7 +71,9 @@ class VGG16Features(nn.Module):
         try:
             self.layers.load_state_dict({name: tensor.float() for name, tensor in layers.items()}, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"{self.weights_file}: does not fit a VGG16: {error}") from error
+            raise ValueError(
+                f"{self.weights_file}: does not fit a VGG16: {' '.join(str(error).split())[:200]}"
+            ) from error
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
@@ -106,7 +108,9 @@ class InceptionFeatures(nn.Module):
         try:
             self.network = ours.InceptionV3([block])
         except RuntimeError as error:
-            raise ValueError(f"{self.weights_file}: does not fit pytorch-fid's Inception: {error}") from error
+            raise ValueError(
+                f"{self.weights_file}: does not fit pytorch-fid's Inception: {' '.join(str(error).split())[:200]}"
+            ) from error
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import get_args
 
@@ -52,14 +53,16 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
 
     def construct_mapping(self, node, deep=False):
-        seen = []
+        seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *base, whose keys may be overridden
                 continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):  # which PyYAML names
+                continue
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
-            seen.append(key)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -80,6 +83,8 @@ def parse_yaml(text: str):
             raise yaml.YAMLError(f"more than {MOST_VALUES} values, its aliases written out")
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
+    except (LookupError, AttributeError, TypeError) as error:  # of PyYAML, for `!!bool x` and its kin
+        raise yaml.YAMLError(f"a value that is not of its tag ({error})") from error
     return value
 
 
@@ -108,7 +113,7 @@ def read_yaml(path) -> dict:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of options, found {type(values).__name__}")
     return values

@@ -277,7 +277,12 @@ def write_image_file(path, picture: ImageFile) -> list[str]:
             content = _deep_png(picture)
             replace_file(path, lambda temporary: temporary.write_bytes(content))
         else:
-            replace_file(path, lambda temporary: _save(temporary, picture, kind))
+            try:
+                replace_file(path, lambda temporary: _save(temporary, picture, kind))
+            except RuntimeError:  # of libtiff, for tags that cameras write
+                picture = replace(picture, exif=None)
+                notes.append(f"{path}: {kind.name} does not keep the EXIF tags")
+                replace_file(path, lambda temporary: _save(temporary, picture, kind))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be written ({error})") from error
     return notes

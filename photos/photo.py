@@ -21,6 +21,7 @@ from maskgit.data import as_hole, list_images, open_upright, pair, readable, ref
 from maskgit.masks import EIGHT_NEIGHBOURS
 from maskgit.pyramid import around
 from photos.image_file import FORMATS, READ, ImageFile, format_of, read_image_file, write_image_file
+from utils import check_folder
 
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
 LOOKED_AT = 1_000_000  # pixels, about, in search of signs that hole and known were mistaken for each other
@@ -108,7 +109,8 @@ def _mask(mask, name: str, pixels: np.ndarray) -> tuple[str, np.ndarray]:
     if picture.size != pixels.shape[1::-1]:
         sizes = "{}x{}, its mask {} {}x{}".format(*pixels.shape[1::-1], where, *picture.size)
         raise ValueError(f"{name} is {sizes}: they must be equal")
-    return where, as_hole(picture)
+    with readable(where):
+        return where, as_hole(picture)
 
 
 def _colour(pixels: np.ndarray, colour, lossy: bool) -> np.ndarray:
@@ -164,6 +166,9 @@ def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | N
     """
     image, mask, out = Path(image), mask and Path(mask), Path(out)
     if mask and mask.is_dir() != image.is_dir():
+        for path in (image, mask):
+            if not path.exists():
+                raise ValueError(f"{path}: no such picture or folder")
         raise ValueError(f"{image} and its mask {mask}: expected two files or two folders")
     if image.is_dir():
         if out.suffix.lower() in FORMATS:
@@ -178,6 +183,8 @@ def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | N
         target = out / f"{image.stem}.png" if out.is_dir() or not out.suffix else out
         format_of(target)
         jobs = [(image, mask, target)]
+    for *_, target in jobs:
+        check_folder(target.parent, "--out")
     numbers = [f"_{number}" for number in range(samples)] if samples > 1 else [""]
     jobs = [(*given, [target.with_stem(target.stem + number) for number in numbers]) for *given, target in jobs]
     refuse_overwriting(

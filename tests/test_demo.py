@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import socket
 import urllib.request
@@ -20,7 +21,9 @@ from tiny_networks import DECODING, save, transformer, vqgan  # noqa: E402
 
 import demo  # noqa: E402, without gradio there is no page
 from maskgit.inpainter import CATS, PHOTOS, Inpainter  # noqa: E402
+from maskgit.iterations import iterations  # noqa: E402
 from maskgit.masks import FAMILIES, make_holes  # noqa: E402
+from photos import editor  # noqa: E402
 from photos.fill import fill_photo  # noqa: E402
 from photos.photo import read_photo  # noqa: E402
 
@@ -77,10 +80,10 @@ def shown_files(gallery) -> list[str]:
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (1, 700), (300, 451), (1200, 40)])
 def test_view_keeps_the_aspect_and_magnifies_pixels_to_squares(height, width):
     given = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
-    shown = demo.view(given)
-    assert max(shown.shape) == demo.VIEW and shown.dtype == np.uint8
+    shown = editor.view(given)
+    assert max(shown.shape) == editor.VIEW and shown.dtype == np.uint8
     for length, before in zip(shown.shape, (height, width), strict=False):
-        assert abs(length - before * demo.VIEW / max(height, width)) <= 0.5 or length == 1
+        assert abs(length - before * editor.VIEW / max(height, width)) <= 0.5 or length == 1
     if height == 16:
         assert np.array_equal(shown, given.repeat(32, axis=0).repeat(32, axis=1))
 
@@ -90,9 +93,9 @@ def test_view_keeps_the_aspect_and_magnifies_pixels_to_squares(height, width):
 def test_a_hole_comes_back_from_the_editor_as_it_was_painted_in(tmp_path_factory, hole):
     file = tmp_path_factory.mktemp("any") / "grey.png"
     Image.new("L", hole.shape[::-1]).save(file)
-    value = demo.edited(str(file), hole)
+    value = editor.edited(str(file), hole)
     if hole.any():
-        assert np.array_equal(demo.painted_hole(value, hole.shape), hole)
+        assert np.array_equal(editor.painted_hole(value, hole.shape), hole)
     else:
         assert value["layers"] == []
 
@@ -101,13 +104,45 @@ def test_what_is_transparent_is_painted_already(tmp_path):
     rgba = np.full((20, 30, 4), 255, np.uint8)
     rgba[4:9, 7:20, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "cut.png")
-    assert np.array_equal(demo.painted_hole(demo.edited(str(tmp_path / "cut.png")), (20, 30)), rgba[..., 3] == 0)
+    assert np.array_equal(editor.painted_hole(editor.edited(str(tmp_path / "cut.png")), (20, 30)), rgba[..., 3] == 0)
 
 
 @pytest.mark.parametrize("value", [None, {"layers": []}, {"layers": [np.zeros((8, 8, 4), np.uint8)]}])
 def test_nothing_painted_is_said(value):
     with pytest.raises(ValueError, match="no hole: paint over"):
-        demo.painted_hole(value, (8, 8))
+        editor.painted_hole(value, (8, 8))
+
+
+def test_layers_may_have_sizes_of_their_own():
+    small, large = np.zeros((4, 4, 4), np.uint8), np.zeros((16, 8, 4), np.uint8)
+    small[0, 0, 3] = large[8:, 4:, 3] = 255
+    hole = editor.painted_hole({"layers": [small, large]}, (8, 8))
+    expected = np.zeros((8, 8), bool)
+    expected[:2, :2] = expected[4:, 4:] = True
+    assert np.array_equal(hole, expected)
+    with pytest.raises(ValueError, match=r"layer \(8, 8, 3\): expected \(h, w, 4\), RGBA"):
+        editor.painted_hole({"layers": [np.zeros((8, 8, 3), np.uint8)]}, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": None}, "model None: expected one of tiny"),
+        ({"model": ["tiny"]}, r"model \['tiny'\]: expected one of tiny"),
+        *(
+            ({"samples": value}, "completions: expected a whole number")
+            for value in (0, 1.5, float("nan"), True, "4", 7)
+        ),
+        *(({"seed": value}, "seed: expected a whole number") for value in (None, -1, 1e308, float("inf"), [1])),
+        *(({"grow": value}, "grow: expected a whole number") for value in (None, -1, float("inf"))),
+    ],
+)
+def test_values_that_no_control_sends_are_named(page, photo_file, hole, warnings, change, told):
+    *decoding, seed, grow = SETTINGS
+    values = {"model": "tiny", "samples": 1, "seed": seed, "grow": grow} | change
+    sent = values["model"], values["samples"], *decoding, values["seed"], values["grow"]
+    (skipped,) = page.fill(editor.edited(photo_file, hole), photo_file, *sent)
+    assert len(skipped) == 5 and re.match(f"Not filled: {told}", warnings[0])
 
 
 # --- filling ---
@@ -115,11 +150,11 @@ def test_nothing_painted_is_said(value):
 
 def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter, photo_file, hole, monkeypatch):
     monkeypatch.setattr("maskgit.completion.images_at_once", lambda device: 2)
-    frames = list(itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS), 12))
+    frames = list(itertools.islice(page.fill(editor.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS), 12))
     assert [frame[0].split()[1] for frame in frames] == list("1234" * 3)  # three batches of two rows
     widths = [int(frame[0].split("width: ")[1].split("%")[0]) for frame in frames]
     assert widths == sorted(widths) and widths[-1] == 100
-    shown = page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS)
+    shown = page.fill(editor.edited(photo_file, hole), photo_file, "tiny", 3, *SETTINGS)
     for _ in range(13):
         last = next(shown)
     photo = read_photo(photo_file, mask=Image.fromarray(~hole))
@@ -131,7 +166,7 @@ def test_completions_are_those_of_fill_photo_whatever_the_batch(page, inpainter,
 def test_who_leaves_stops_the_decoding(page, inpainter, photo_file, hole, monkeypatch):
     calls, predict = [], inpainter.predict
     monkeypatch.setattr(inpainter, "predict", lambda tokens: calls.append(1) or predict(tokens))
-    shown = page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS)
+    shown = page.fill(editor.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS)
     _, gallery, film, _, _ = next(shown)
     folder = film[0][0].parent
     assert len(calls) == 1 and folder.is_dir() and len(gallery.value) == 1
@@ -145,14 +180,14 @@ def test_an_error_of_the_networks_reaches_who_iterates(page, inpainter, photo_fi
 
     monkeypatch.setattr(inpainter, "predict", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS))
+        next(page.fill(editor.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS))
 
 
 def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_file, hole, tmp_path):
     grey = tmp_path / "deep.png"
     deep = np.random.default_rng(1).integers(2**16, size=hole.shape, dtype=np.uint16)
     Image.fromarray(deep).save(grey)
-    shown = page.fill(demo.edited(str(grey), hole), str(grey), "tiny", 2, *SETTINGS)
+    shown = page.fill(editor.edited(str(grey), hole), str(grey), "tiny", 2, *SETTINGS)
     for step in range(1, 5):
         status, completions, film, maps, save = next(shown)
         assert f"Step {step} of 4" in status and f"width: {25 * step}%" in status
@@ -170,7 +205,7 @@ def test_the_last_thing_shown_is_the_filled_picture_in_its_own_mode(page, photo_
 
 
 def test_the_tiling_is_that_of_the_command_line_or_else_what_the_model_can(inpainter, photo_file, hole):
-    settings = demo.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS
+    settings = editor.edited(photo_file, hole), photo_file, "tiny", 1, *SETTINGS
     *_, last = demo.Page({"tiny": inpainter}).fill(*settings)
     photo = read_photo(photo_file, mask=Image.fromarray(~hole))
     for tiling in ("squares", "windows"):
@@ -187,7 +222,7 @@ def test_a_hole_is_grown_and_a_tight_one_told(page, tmp_path, hole):
     Image.fromarray(thing).save(tmp_path / "thing.png")
     texts, changed = [], []
     for grow in (0, 4):
-        *_, last = page.fill(demo.edited(str(tmp_path / "thing.png"), hole), str(tmp_path / "thing.png"), "tiny", 1,
+        *_, last = page.fill(editor.edited(str(tmp_path / "thing.png"), hole), str(tmp_path / "thing.png"), "tiny", 1,
                              *SETTINGS[:-1], grow)  # fmt: skip
         texts.append(last[0])
         changed.append((pixels(shown_files(last[1])[0]) != thing).any(axis=2))
@@ -197,7 +232,7 @@ def test_a_hole_is_grown_and_a_tight_one_told(page, tmp_path, hole):
 
 @pytest.mark.parametrize("samples", [1, 6])
 def test_seeds_tell_completions_apart(page, photo_file, hole, samples):
-    *_, last = itertools.islice(page.fill(demo.edited(photo_file, hole), photo_file, "tiny", samples, *SETTINGS), 5)
+    *_, last = itertools.islice(page.fill(editor.edited(photo_file, hole), photo_file, "tiny", samples, *SETTINGS), 5)
     results = [pixels(file) for file in shown_files(last[1])]
     assert len({result.tobytes() for result in results}) == len(results) == samples
 
@@ -215,7 +250,7 @@ def test_seeds_tell_completions_apart(page, photo_file, hole, samples):
 def test_what_cannot_be_filled_is_said_in_a_line(page, photo_file, hole, warnings, change, message):
     names = "steps", "sweet_spot", "schedule", "sampler", "temperature", "seed", "grow"
     values = dict(zip(names, SETTINGS, strict=True))
-    values |= {"editor": demo.edited(photo_file, hole | change.pop("everywhere", False)), "path": photo_file}
+    values |= {"editor": editor.edited(photo_file, hole | change.pop("everywhere", False)), "path": photo_file}
     (shown,) = page.fill(model="tiny", samples=1, **values | change)
     assert len(shown) == 5 and all(value == gr.skip() for value in shown)
     (told,) = warnings
@@ -233,9 +268,9 @@ def test_a_text_file_named_png_is_no_picture(page, tmp_path, warnings):
 def test_ready_made_holes(page, photo_file, family):
     for value in page.ready_made(photo_file, family, 3):
         layers = [pixels(file) for file in value["layers"]]
-        assert np.array_equal(pixels(value["background"]), demo.view(pixels(photo_file)))
+        assert np.array_equal(pixels(value["background"]), editor.view(pixels(photo_file)))
     if family:
-        assert 0.01 < demo.painted_hole({"layers": layers}, (40, 60)).mean() < 0.9
+        assert 0.01 < editor.painted_hole({"layers": layers}, (40, 60)).mean() < 0.9
     else:
         assert layers == []
 
@@ -462,7 +497,9 @@ def test_the_shipped_weights_fill_a_sample_step_by_step(browser, tmp_path):
         hole = np.asarray(make_holes("thick", 1)[0, 0])
         assert np.array_equal(given[~hole], filled[~hole]) and (given[hole] != filled[hole]).any()
         assert visitor.count("completions") == 4
-        for tab, gallery, count in (("Steps", "film", 10), ("Confidence", "maps", 4)):
+        hidden = models["cats64"].hide(make_holes("thick", 1), rule="majority")
+        film = int(iterations(hidden, models["cats64"].decoding)[0])
+        for tab, gallery, count in (("Steps", "film", film), ("Confidence", "maps", 4)):
             visitor.page.get_by_role("tab", name=tab).click()
             assert visitor.count(gallery) == count
         visitor.page.get_by_role("tab", name="Completions").click()

@@ -469,12 +469,12 @@ def test_results_on_folders_are_scored_against_the_truth_in_the_manifest(run, la
 
 @pytest.fixture
 def failure(run, capsys):
-    """What the command line says on standard error when it ends with status 2, as argparse does."""
+    """What the command line says on standard error when it ends with status 2, as argparse does, or another."""
 
-    def failure(*arguments, **options) -> str:
+    def failure(*arguments, status: int = 2, **options) -> str:
         with pytest.raises(SystemExit) as raised:
             run(*arguments, **options)
-        assert raised.value.code == 2
+        assert raised.value.code == status
         return capsys.readouterr().err
 
     return failure
@@ -492,12 +492,11 @@ def failure(run, capsys):
         (["--sampler", "hilton"], "'maskgit', 'lab', 'growing', 'random', 'halton'"),
         (["--second-look", "1"], "second_look: Input should be less than 1, found 1.0"),
         (["--token-rule", "most"], "'any', 'majority'"),
-        (["--batch-size", 0], "--batch-size, --samples and --context must be at least 1, and finite"),
-        (["--samples", 0], "--batch-size, --samples and --context must be at least 1, and finite"),
-        (["--seed", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
-        (["--margin", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
-        (["--profile", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
-        (["--grids", -1], "--seed, --margin, --grids, --profile, --feather and --grow must be at least 0"),
+        (["--batch-size", 0], "argument --batch-size/--batch_size: expected a whole number of at least 1, found '0'"),
+        (["--samples", 0], "argument --samples: expected a whole number of at least 1, found '0'"),
+        (["--seed", "x"], "argument --seed: expected a whole number of at least 0, found 'x'"),
+        (["--grids", "9" * 20], "argument --grids: expected a whole number of at least 0, found '9999"),
+        (["--total-iter", "x"], "argument --total-iter/--total_iter: expected a whole number or auto, found 'x'"),
         (
             ["--lpips-weights", "alex.pth"],
             "--lpips-weights measures how several completions differ: give --samples",
@@ -534,7 +533,7 @@ def test_numbers_that_differ_name_both_files(failure, lab):
 
 def test_sizes_that_differ_name_both_files(failure, lab):
     Image.new("L", (SIZE + 2, SIZE), 255).save(lab.masks / "mask_002.png")
-    message = failure(*lab.flags)
+    message = failure(*lab.flags, status=1)
     assert f"{lab.images / 'image_002.png'} is 16x16, its mask {lab.masks / 'mask_002.png'} 18x16" in message
 
 
@@ -544,14 +543,30 @@ def test_sizes_are_compared_upright(run, failure, lab):
     exif[0x0112] = 6
     Image.new("RGB", (16, 10)).save(lab.images / "image_001.png", exif=exif)
     Image.new("L", (16, 10), 255).save(lab.masks / "mask_001.png")
-    assert "image_001.png is 10x16, its mask" in failure(*lab.flags)
+    assert "image_001.png is 10x16, its mask" in failure(*lab.flags, status=1)
     Image.new("L", (10, 16), 255).save(lab.masks / "mask_001.png")
     assert files(run(*lab.flags) / "raw") == lab.names
 
 
-def test_unreadable_pictures_are_named(failure, lab):
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_unreadable_pictures_are_named_and_the_others_filled_as_ever(run, lab, capsys, size):
+    whole = run(*lab.flags, "--grids", 5)
+    expected = {name: (whole / "raw" / name).read_bytes() for name in lab.names}
+    shutil.rmtree(whole)
+    capsys.readouterr()
     (lab.images / "image_003.png").write_text("not a picture")
-    assert f"{lab.images / 'image_003.png'}: cannot be read as an image" in failure(*lab.flags)
+    (lab.masks / "mask_000.png").write_text("no mask")
+    with pytest.raises(SystemExit) as end:
+        run(*lab.flags, "--grids", 5, "--batch-size", size)
+    assert end.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    for file in (lab.images / "image_003.png", lab.masks / "mask_000.png"):
+        assert any(line.startswith(f"inpainting.py: error: {file}: cannot be read as an image") for line in lines)
+    left = [name for name in lab.names if name not in ("image_000.png", "image_003.png")]
+    for folder in ("raw", "test_results", "imga", "confidence"):
+        assert files(whole / folder) == left
+    assert {name: (whole / "raw" / name).read_bytes() for name in left} == {name: expected[name] for name in left}
+    assert json.loads((whole / "manifest.json").read_text())["results"] == left
 
 
 def test_results_that_would_overwrite_each_other_are_refused(failure, lab):
@@ -592,7 +607,7 @@ def test_truth_of_another_shape_is_named(failure, lab):
     message = failure(*lab.flags, "--gtcsv-path", lab.csv)
     assert f"{lab.csv}: 3 true images for 5 to fill" in message
     np.savez(lab.csv.with_suffix(".npz"), images=np.zeros((5, 8, 8, 3), np.uint8))
-    assert "(5, 3, 8, 8) true images (b, 3, H, W) for" in failure(
+    assert "(5, 3, 8, 8) true images (n, 3, H, W), expected 16x16" in failure(
         *lab.flags, "--gtcsv-path", lab.csv.with_suffix(".npz")
     )
     assert "no such folder or file of true images" in failure(*lab.flags, "--gtcsv-path", "nowhere.csv")

@@ -9,7 +9,6 @@ with them cache/ (see dataset.Store) and profile/ (--profile).
 
 import contextlib
 import math
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from config import DataConfig, TrainingConfig
 from files import held, replace_file
 from maskgit.dataset import ImageDataset, Store
-from models.checkpoint import check_archive, load_tensors, read_weights, save_weights
+from models.checkpoint import load_tensors, read_archive, read_weights, save_weights
 from models.distributed import mean, rank, summed, world
 from training.stepping import NotFiniteError, averaged, lr_schedule
 from utils import Stopped, first_on_machine, leave_processes, log, mix, one_line, profile, signals_kept
@@ -187,12 +186,12 @@ class Run:
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"{self.checkpoint}: nothing to resume from")
         try:
-            check_archive(self.checkpoint)
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            state = read_archive(self.checkpoint)
+        except (OSError, ValueError) as error:
             hint = f"; the one before is {self.former}" if self.former.is_file() else ""
             raise ValueError(f"{self.checkpoint}: not a checkpoint ({one_line(error)}){hint}") from error
-        if not isinstance(state, dict) or not {"steps_an_epoch", "step", "best"} <= state.keys():
+        kinds = {"steps_an_epoch": int, "step": int, "best": (int, float)}
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
             raise ValueError(f"{self.checkpoint}: not a checkpoint of a training")
         if state["steps_an_epoch"] != self.per_epoch:
             raise ValueError(
@@ -209,6 +208,8 @@ class Run:
             raise ValueError(f"{self.checkpoint}: does not fit this config: {one_line(error)}") from error
         self._schedule()
         self.step, self.best = state["step"], state["best"]
+        if self.step < 0:
+            raise ValueError(f"{self.checkpoint}: step {self.step}, expected 0 or more")
         if self.step > self.steps:
             raise ValueError(
                 f"{self.checkpoint}: at step {self.step} already, the config says {self.steps}; raise epochs"

@@ -72,8 +72,8 @@ def test_batches_cover_everything_in_order_and_read_ahead(lab, monkeypatch):
 
     monkeypatch.setattr(Folders, "__getitem__", noted)
     found = list(batches(source, 3))
-    assert [(start, len(batch)) for start, batch in found] == [(0, 3), (3, 3), (6, 1)]
-    assert torch.equal(torch.cat([batch.truth for _, batch in found]), lab[3])
+    assert [list(batch.numbers) for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert torch.equal(torch.cat([batch.truth for batch in found]), lab[3])
     assert threads[0] is threading.main_thread() and threading.main_thread() not in threads[1:]
 
 
@@ -89,8 +89,8 @@ def test_no_more_than_two_batches_are_in_memory(lab):
             return source[window]
 
     seen = []
-    for start, _ in batches(Counting(), 2):
-        seen.append(start)
+    for batch in batches(Counting(), 2):
+        seen.append(batch.numbers)
         assert len(served) <= len(seen) + 1
 
 
@@ -100,8 +100,9 @@ def test_wrong_truth_is_named(lab, tmp_path):
     with pytest.raises(ValueError, match=r"7 images in .* and 6 true images in .*: .* alone are image_006\.png"):
         Folders(images, masks, true, 16, 1)
     Image.new("RGB", (8, 16)).save(true / "image_006.png")
-    with pytest.raises(ValueError, match=r"image_006\.png: 8x16, expected 16x16"):
-        Folders(images, masks, true, 16, 1)[6:7]
+    inputs = Folders(images, masks, true, 16, 1)
+    assert inputs[5:7].names == ["image_005.png"] and len(inputs[6:7]) == 0
+    assert all(line.endswith("image_006.png: 8x16, expected 16x16") for line in inputs.refused)
 
 
 def test_chelsea_has_every_family_and_slices():
@@ -246,8 +247,8 @@ def test_truth_is_the_same_from_a_folder_an_npz_and_a_csv(tmp_path, truth, name)
     [
         (2, "1,2,3", "line 3: 3 values, expected"),
         (2, "", "line 3: 0 values, expected"),
-        (3, "x," * 191 + "x", "line 4: invalid literal"),
-        (3, "1.5," * 191 + "1", "line 4: invalid literal"),
+        (3, "x," * 191 + "x", "line 4: expected integers, 0..255"),
+        (3, "1.5," * 191 + "1", "line 4: expected integers, 0..255"),
         (1, "256," * 191 + "0", r"line 2: values outside 0\.\.255"),
         (1, "0," * 191 + "-1", r"line 2: values outside 0\.\.255"),
     ],

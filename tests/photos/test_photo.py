@@ -259,24 +259,39 @@ def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
     ("flags", "message"),
     [
         (["--image", "cat.png", "--out", "x.gif"], "x.gif: unknown kind of picture '.gif'"),
-        (["--image", "cat.png", "--mask", "folder"], "cat.png and its mask folder: expected two files or two folders"),
+        (["--image", "cat.png", "--mask", "folder"], "cat.png: no such picture or folder"),
+        (
+            ["--image", "here.png", "--mask", "folder"],
+            "here.png and its mask folder: expected two files or two folders",
+        ),
         (["--image", "folder", "--box", "1,1,1,1", "--out", "x.png"], "x.png: expected a folder for the results"),
         (["--image", "folder", "--box", "1,1,1,1"], "folder: no images in it"),
         (["--mask", "m.png"], "tell the hole of --image, which is missing"),
         (["--image", "cat.png", "--mask", "m", "--box", "1,1,1,1"], "not allowed with argument --mask"),
         (["--image", "cat.png", "--test-maskedimage-path", "a", "--test-mask-path", "b"], "exclude each other"),
-        (["--image", "cat.png", "--samples", "0"], "--batch-size, --samples and --context must be at least 1"),
-        (["--image", "cat.png", "--context", "inf"], "--context must be at least 1, and finite"),
-        (["--image", "cat.png", "--context", "nan"], "--batch-size, --samples and --context must be at least 1"),
+        (
+            ["--image", "cat.png", "--samples", "0"],
+            "argument --samples: expected a whole number of at least 1, found '0'",
+        ),
+        (
+            ["--image", "cat.png", "--context", "inf"],
+            "argument --context: expected a number of at least 1, found 'inf'",
+        ),
+        (
+            ["--image", "cat.png", "--context", "nan"],
+            "argument --context: expected a number of at least 1, found 'nan'",
+        ),
         (["--image", "cat.png", "--context", "3", "--tiling", "windows"], "--context: would do nothing with --tiling"),
         (["--image", "cat.png", "--feather", "3", "--context", "2"], "--feather: would do nothing with --tiling"),
         (["--image", "cat.png", "--no-coarse", "--tiling", "squares"], "--coarse: would do nothing with --tiling"),
         (["--image", "cat.png", "--box", "1,1,1"], "expected 4 integers with commas between, found 1,1,1"),
         (["--image", "cat.png", "--hole-color", "red"], "expected 3 integers with commas between, found red"),
+        (["--image", "cat.png", "--hole-color", "0,0,256"], "expected integers of at most 255, found 0,0,256"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(failure, tmp_path, flags, message):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "here.png").touch()
     code, said = failure(*flags)
     assert code == 2 and message in " ".join(said.split())
 
