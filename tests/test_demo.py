@@ -347,6 +347,16 @@ def test_the_api_says_what_is_wrong(address, number, value):
     assert "event: error" in text and '"error": null' not in text and "data: null" not in text, text
 
 
+def test_no_answer_names_a_path_of_the_server(address):
+    """A file of the server's in place of an upload is refused, as is what is no picture."""
+    theirs = {"path": "demo.py", "meta": {"_type": "gradio.FileData"}}
+    for layers in ([theirs], [theirs, theirs]):
+        editor = {"background": None, "layers": layers, "composite": None}
+        text = answer_of(address, "fill", [editor, "tiny", 1, *SETTINGS])
+        assert "event: error" in text and "a value that the page does not send" in text, text
+        assert str(demo.Path(demo.__file__).parent) not in text and "/tmp" not in text
+
+
 # --- the page, in a browser ---
 
 CHROMIUM = shutil.which("chromium")

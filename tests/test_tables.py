@@ -134,16 +134,20 @@ def test_a_changed_number_is_found():
 
 def test_the_card_of_cats64_says_what_was_measured():
     """A line a family: FD-VGG16, hole PSNR and LPIPS of ours, and in brackets the best classical method each."""
-    card, main = (ROOT / "pretrained" / "cats64" / "README.md").read_text(encoding="utf-8"), SWEEPS["main"]
+    card, cats, main = (
+        (ROOT / "pretrained/cats64/README.md").read_text(encoding="utf-8"),
+        SWEEPS["cats64"],
+        SWEEPS["main"],
+    )
     lines = [line for line in card.splitlines() if line.startswith("| inpainting, ")]
     assert len(lines) == len(FAMILIES)
     classical = {line.method for line in main if line.settings["kind"] in ("telea", "navier_stokes", "biharmonic")}
     for family, line in zip(FAMILIES, lines, strict=True):
-        ours = [text_of(main, "ours", family, figure) for figure in ("fd_vgg16", "psnr", "lpips")]
+        ours = [text_of(cats, "ours", family, figure) for figure in ("fd_vgg16", "psnr", "lpips")]
         best = [
             choose((text_of(main, method, family, figure) for method in classical), key=float)
             for figure, choose in (("fd_vgg16", min), ("psnr", max), ("lpips", min))
         ]
         assert line.split("|")[2].strip() == f"{ours[0]}, {ours[1]} dB, {ours[2]} ({', '.join(best)})"
-    whole = [text_of(main, "true tokens decoded", "whole", figure) for figure in ("psnr", "lpips", "fd_vgg16")]
+    whole = [text_of(cats, "true tokens decoded", "whole", figure) for figure in ("psnr", "lpips", "fd_vgg16")]
     assert f"{whole[0]} dB, {whole[1]}, {whole[2]} |" in card

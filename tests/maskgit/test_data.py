@@ -150,6 +150,19 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, f
         open_upright(tmp_path / "bomb.png")
 
 
+def test_a_picture_that_another_program_would_draw_is_refused(tmp_path):
+    Image.fromarray(colourful(1, 8)[0]).save(tmp_path / "drawn.eps")
+    (tmp_path / "drawn.eps").rename(tmp_path / "drawn.png")
+    with pytest.raises(ValueError, match=r"drawn\.png: cannot be read as an image \(EPS: a program, not a picture"):
+        read_image(tmp_path / "drawn.png")
+
+
+def test_a_mask_in_colours_that_have_no_grey_is_named(tmp_path):
+    Image.new("LAB", (8, 8)).save(tmp_path / "lab.tif")
+    with pytest.raises(ValueError, match=r"lab\.tif: cannot be read as an image"):
+        read_hole(tmp_path / "lab.tif")
+
+
 @pytest.mark.parametrize("kind", [struct.error, KeyError, ZeroDivisionError, MemoryError, RuntimeError])
 def test_whatever_a_decoder_raises_becomes_a_line_that_names_the_file(tmp_path, monkeypatch, kind):
     def fail(*given, **options):

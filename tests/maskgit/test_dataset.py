@@ -87,13 +87,14 @@ def test_whole_pictures_keep_their_size_and_small_ones_are_enlarged(large):
         maps.stack()
 
 
-def test_a_picture_on_its_side_is_turned_upright_before_windows_are_cut(tmp_path):
+@pytest.mark.parametrize(("orientation", "size"), [(6, [32, 20]), (9, [20, 32])])  # there is no 9
+def test_a_picture_on_its_side_is_turned_upright_before_windows_are_cut(tmp_path, orientation, size):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     (tmp_path / "turned").mkdir()
     Image.fromarray(colourful(1, 32)[0][:20]).save(tmp_path / "turned" / "a.jpg", exif=exif)
     maps = ImageDataset(tmp_path / "turned", 16, windows="random").maps
-    assert maps.sizes.tolist() == [[32, 20]]
+    assert maps.sizes.tolist() == [size]
     assert torch.equal(maps[0], torch.from_numpy(read_image(tmp_path / "turned" / "a.jpg")).permute(2, 0, 1))
 
 

@@ -261,6 +261,13 @@ def test_a_malformed_csv_row_is_named_by_file_and_line(tmp_path, truth, row, tex
         read_truth(tmp_path / "test_gt.csv")
 
 
+def no_array() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", b"no array")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -269,6 +276,7 @@ def test_a_malformed_csv_row_is_named_by_file_and_line(tmp_path, truth, row, tex
         ("not_square.csv", b"a\n1,2,3,4,5,6\n", "line 2: 6 values"),
         ("binary.csv", b"\xff\xfe\x00\n\x80", "not a .csv file"),
         ("broken.npz", b"PK\x03\x04 cut short", "not an .npz of plain arrays"),
+        ("no_array.npz", no_array(), "its first member is no array"),
         ("truth.txt", b"1", "true images come as a folder, an .npz or a .csv file"),
     ],
 )

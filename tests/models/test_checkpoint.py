@@ -200,6 +200,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, form
 
 
 @pytest.mark.parametrize(
+    "tensor", [torch.zeros(1).expand(10**6, 10**6), torch.eye(3).to_sparse(), torch.eye(3).to("meta")]
+)
+def test_tensors_whose_values_are_not_there_are_refused(tmp_path, tensor):
+    torch.save({"a": tensor}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd\.pt: expected a state_dict of tensors"):
+        read_weights(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
     "content",
     [{"state_dict": {"w": torch.zeros(1)}}, {"w": torch.zeros(1), "epoch": 3}, [torch.zeros(1)], {0: torch.zeros(1)}],
     ids=["nested", "epoch", "list", "numbered"],

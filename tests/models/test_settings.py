@@ -128,6 +128,9 @@ def test_read_yaml_names_a_missing_file(tmp_path):
     [
         (b"a: [1, 2", "not valid YAML"),
         (b"a: 2024-13-45", "not valid YAML"),
+        (b"a: !!bool x", "not valid YAML: a value that is not of its tag"),
+        (b"a: !!float ''", "not valid YAML: a value that is not of its tag"),
+        (b"? [a]\n: 1", "not valid YAML: while constructing a mapping"),
         (b"\xff\xfe\x00\x80", "not valid YAML"),
         (b"", "expected a mapping of options, found NoneType"),
         (b"- 1\n- 2", "expected a mapping of options, found list"),

@@ -328,6 +328,16 @@ def test_files_that_cannot_be_written_are_named(tmp_path):
         write_image_file(tmp_path / "file" / "a.png", read_image_file(example("L")))
 
 
+def test_the_tags_of_a_camera_that_a_tiff_does_not_take_are_left_out_with_a_note(tmp_path):
+    tags = Image.Exif()
+    tags[0x8769] = {0x9000: b"0230"}  # ExifVersion
+    Image.new("RGB", (16, 8), (10, 200, 30)).save(tmp_path / "camera.jpg", exif=tags)
+    picture = read_image_file(tmp_path / "camera.jpg")
+    notes = write_image_file(tmp_path / "out.tif", picture)
+    assert any("TIFF does not keep the EXIF tags" in note for note in notes)
+    assert np.array_equal(read_image_file(tmp_path / "out.tif").rgb(), picture.rgb())
+
+
 def test_a_preview_in_the_makers_note_goes_with_a_note(tmp_path):
     tags = Image.Exif()
     tags[0x010F] = "Maker"
