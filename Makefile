@@ -15,10 +15,10 @@ test: .venv/requirements-dev.stamp ## style and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-test-faults: .venv/requirements-dev.stamp ## kills at random moments: some five minutes
+test-faults: .venv/requirements-dev.stamp ## kills, floods and mutated files: some 25 minutes
 	$(BIN)/python -m pytest -m faults
 
-test-oldest: ## the tests with the oldest versions that the requirements admit
+test-oldest: ## the tests with the oldest versions that the requirements admit (Python 3.11 or 3.12)
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct --requirement requirements-dev.txt

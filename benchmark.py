@@ -30,7 +30,6 @@ from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
 from maskgit.inpainter import Inpainter
 from maskgit.masks import make_holes, schedule, to_hidden
-from models.checkpoint import read_weights
 from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
 from training.autoencoder import VQGANTrainer
@@ -263,8 +262,8 @@ def main(argv: list[str] | None = None) -> None:
         check_folder(args.json.parent, "--json")
         if args.json.is_dir():
             raise ValueError(f"--json {args.json}: is a folder, expected a file")
-        if args.perceptual_weights:
-            read_weights(args.perceptual_weights)
+        if args.perceptual_weights and not Path(args.perceptual_weights).is_file():
+            raise ValueError(f"--perceptual-weights {args.perceptual_weights}: no such file")
         models = args.models or (["smoke"] if args.quick else ["cats64", "lab"])
         configs = {name: load_config(ROOT / "configs" / f"{name}.yml") for name in models}
     except (ValueError, FileNotFoundError) as error:

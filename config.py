@@ -96,7 +96,9 @@ class GuessesConfig(Settings):
     transformer: str | None = Field(None, description="its weights file; null: hidden tokens are the true ones")
     share: float = Field(0.5, ge=0, le=1, description="of the images of a step; the others keep their true tokens")
     total_iter: TotalIter = Field(4, description="iterations of its decoding, otherwise as `decoding` says")
-    expected: float = Field(0.0, ge=0, le=1, description="of the guesses: those that come as means of codes")
+    expected: float = Field(
+        0.0, ge=0, le=1, description="of the guesses: those that come as means of codes, which no GAN sees"
+    )
 
 
 class VQGANTrainingConfig(TrainingConfig):

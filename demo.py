@@ -4,10 +4,6 @@
     python demo.py --checkpoint checkpoints/cats64 --host 0.0.0.0 --port 8000
     python demo.py --checkpoint checkpoints/mine pretrained/photos64    # a choice of two
 
-    pixels  (H, W, 3) uint8       a picture of any size, upright
-    view    (h, w, 3) uint8       the same as the editor shows it, its longer side VIEW pixels
-    hole    (H, W) bool           True = missing
-
 The browser gives only the hole: the picture stays on the server as its file is, so known pixels come back untouched.
 Uploads and results lie in Gradio's folder of temporary files for a day at most.
 """
@@ -16,6 +12,7 @@ import argparse
 import html
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,6 +39,7 @@ from utils import log, one_line, run_script, start_logging
 HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
 READY_MADE = "Ready-made hole"
 MOST = 6  # completions
+GROWN = 32  # pixels that a hole is grown by, at most
 AT_ONCE = 8  # people whose holes are filled, in turns
 QUEUE = 32  # people waiting
 SESSIONS = 500  # whose pictures are remembered: some 90 KB each
@@ -98,9 +96,16 @@ class Blocks(gr.Blocks):
     async def preprocess_data(self, *given, **options):
         try:
             return await super().preprocess_data(*given, **options)
+        except gr.Error as error:
+            raise plain_error(error) from error
         except Exception as error:
             log.info(f"refused: {one_line(error)}")
             raise gr.Error("a value that the page does not send: see the types in /gradio_api/info") from error
+
+
+def plain_error(error: gr.Error) -> gr.Error:
+    """What a control of Gradio's refuses, without a path of the server's."""
+    return gr.Error(re.sub(r"\S*/\S*", "the file", str(error.message)), title=error.title)
 
 
 class Page:
@@ -115,18 +120,29 @@ class Page:
     def open(self, path: str) -> Iterator[tuple[str, dict]]:
         """A picture file -> the session's picture, the editor's value."""
         try:
-            for value in self.show(path):
-                yield path, value
+            value = edited(path)
         except ValueError as error:
             gr.Warning(plain(error, path), title="No picture")
             yield gr.skip(), gr.skip()
+            return
+        for shown in self.shown(value):
+            yield path, shown
 
     def show(self, path: str, hole: np.ndarray | None = None) -> Iterator[dict]:
-        """Yields what `edited` gives, its pictures in files that last until the next call.
+        """Yields what `edited` gives of the session's picture; one that is gone, a day old, is told."""
+        try:
+            value = edited(path, hole)
+        except ValueError as error:
+            gr.Warning(plain(error, path), title="No picture")
+            yield gr.skip()
+            return
+        yield from self.shown(value)
+
+    def shown(self, value: dict) -> Iterator[dict]:
+        """Yields an editor's value, its pictures in files that last until the next call.
 
         Gradio would write arrays anew while browsers read them; files it copies once.
         """
-        value = edited(path, hole)
         with tempfile.TemporaryDirectory() as folder:
             background, layers = (
                 [str(file) for file, _ in written(f"{folder}/{name}", pictures)]
@@ -150,7 +166,7 @@ class Page:
             if not isinstance(model, str) or model not in self.models:
                 raise ValueError(f"model {model}: expected one of {', '.join(self.models)}")
             samples, seed = a_whole("completions", samples, 1, MOST), a_whole("seed", seed)
-            grow, inpainter = a_whole("grow", grow, 0, VIEW), self.models[model]
+            grow, inpainter = a_whole("grow", grow, 0, GROWN), self.models[model]
             file = read_image_file(path)
             hole = painted_hole(editor, file.rgb().shape[:2])
             photo = grown(read_photo(file, mask=Image.fromarray(np.where(hole, 0, 255).astype(np.uint8))), grow)
@@ -269,7 +285,7 @@ def build(models: dict[str, Inpainter], folder: Path, tiling: str | None = None)
                 count = gr.Slider(1, MOST, 4, step=1, label="Completions")
                 own = ways(usual.decoding)
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-                grow = gr.Slider(0, 32, 0, step=1, label="Grow the hole (pixels)")
+                grow = gr.Slider(0, GROWN, 0, step=1, label="Grow the hole (pixels)")
         settings = [model, count, *own, seed, grow]
         quick = {"show_progress": "hidden", "concurrency_limit": None}
 

@@ -55,7 +55,7 @@ MODES = {  # what each way to name the pictures understands beside ALWAYS
 
 
 def numbers(count: int, most: float = math.inf) -> Callable[[str], tuple[int, ...]]:
-    """Reads `count` integers of at most `most`, written 1,2,3."""
+    """Reads `count` integers from 0 to `most`, written 1,2,3."""
 
     def parse(text: str) -> tuple[int, ...]:
         try:
@@ -64,8 +64,9 @@ def numbers(count: int, most: float = math.inf) -> Callable[[str], tuple[int, ..
             values = ()
         if len(values) != count:
             raise argparse.ArgumentTypeError(f"expected {count} integers with commas between, found {text}")
-        if max(values) > most:
-            raise argparse.ArgumentTypeError(f"expected integers of at most {most}, found {text}")
+        if min(values) < 0 or max(values) > most:
+            upwards = f"0 to {most}" if most < math.inf else "at least 0"
+            raise argparse.ArgumentTypeError(f"expected integers, {upwards}, found {text}")
         return values
 
     return parse
@@ -274,12 +275,14 @@ def fill_folders(inpainter: Inpainter, args: argparse.Namespace, decoding: Decod
     log.info(f"{'holes':<10} {'n':>4} {'hole %':>7} {'hole PSNR dB':>13}{more}")
     for group, row in averages.items():
         log.info(row.row(group, args.samples))
-    log.info(f"{seconds / len(inputs):.3f} s an image, {seconds:.1f} s in all, pictures included")
+    log.info(f"{seconds / max(len(names), 1):.3f} s an image, {seconds:.1f} s in all, pictures included")
     log.info(f"pictures: {args.predicted_path or args.out / 'test_results'}   decoder output: {args.out / 'raw'}   "
              f"steps: {args.out / 'imga'}   run: {args.out / 'manifest.json'}")  # fmt: skip
-    refused = inputs.refused if args.test_mask_path else []
-    for told in refused:
+    refused = inputs.refused if args.test_mask_path else {}
+    for _, told in sorted(refused.items()):
         print(f"inpainting.py: error: {told}", file=sys.stderr)
+    if refused and args.gtcsv_path:
+        log.info(f"note: {len(refused)} images are left out, so fid_score.py needs a truth without them")
     return not refused
 
 

@@ -78,11 +78,11 @@ class SweepConfig(Settings):
     @classmethod
     def _judge_is_the_evaluator(cls, values):
         """`judge` is what configs called it before."""
-        both = isinstance(values, dict) and [values.get("judge"), values.get("evaluator", {})]
-        if both and all(isinstance(part, dict) for part in both):
-            values = values | {"evaluator": both[0] | both[1]}
-            del values["judge"]
-        return values
+        if not isinstance(values, dict) or not isinstance(values.get("judge"), dict):
+            return values
+        rest = {key: value for key, value in values.items() if key != "judge"}
+        own = rest.get("evaluator", {})
+        return rest | {"evaluator": values["judge"] | own} if isinstance(own, dict) else rest
 
     @pydantic.model_validator(mode="after")
     def _tiles_photographs(self):
@@ -153,9 +153,9 @@ class Sweep:
         data = config.data
         for path in list_images(data.truth) if data.window else ():
             with opened(path) as picture:
-                if min(picture.size) < data.window:
-                    found = "{}x{}".format(*picture.size)
-                    raise ValueError(f"{path}: {found} pixels, expected {data.window} (data.window) or more")
+                width, height = picture.size
+            if min(width, height) < data.window:
+                raise ValueError(f"{path}: {width}x{height} pixels, expected {data.window} (data.window) or more")
         cut = data.window and ImageDataset(data.truth, data.window, windows="fixed")
         self.truth = cut.images if cut else read_truth(data.truth)
         holes = {name: self._read(folder) for name, folder in data.masks.items()}

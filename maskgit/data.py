@@ -44,7 +44,7 @@ class Inputs:
     groups: list[str]  # a row of the table each
     truth: Tensor | None
     source: Path | None = None  # of the truth; None: it is in no file
-    numbers: Sequence[int] | None = None  # those of a batch in the whole run; None: 0, 1, ...
+    numbers: Sequence[int] | None = None  # of a batch: those in the whole run
 
     def __len__(self) -> int:
         return len(self.names)

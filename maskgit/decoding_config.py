@@ -88,7 +88,7 @@ class DecodingConfig(Settings):
             raise ValueError(f"sweet_spot = {self.sweet_spot} must be at most total_iter = {self.total_iter}")
         return self
 
-    def changed(self, **options) -> "DecodingConfig":
+    def changed(self, /, **options) -> "DecodingConfig":
         """These settings with the `options` that are not None.
 
         total_iter alone moves the sweet spot with it; a sweet spot alone makes T = 10 of auto. Raises ValueError, one

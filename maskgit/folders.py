@@ -67,12 +67,12 @@ class Folders:
     """The lab's layout: a folder of images, one of masks (0 = hole), and perhaps the truth (folder, .npz or .csv).
 
     Files are read when their batch is; a truth that is one file is kept in memory. An image that cannot be read, or
-    whose mask or truth cannot, is left out of its batch, and `refused` says why. Raises ValueError for what does not
-    fit together.
+    whose mask or truth cannot, is left out of its batch, and `refused`, by its number, says why. Raises ValueError
+    for what does not fit together.
     """
 
     def __init__(self, images, masks, truth, size: int, workers: int):
-        self.size, self.workers, self.refused = size, max(1, workers), list[str]()
+        self.size, self.workers, self.refused = size, max(1, workers), dict[int, str]()
         self.folders = [Path(path) for path in (images, masks, truth) if path]
         paths = list_images(images)
         self.names = [f"{path.stem}.png" for path in paths]
@@ -93,9 +93,12 @@ class Folders:
         return len(self.names)
 
     def __getitem__(self, window: slice) -> Inputs:
+        asked = range(len(self))[window]
         with ThreadPoolExecutor(self.workers) as pool:
-            read = list(pool.map(self._read, range(len(self))[window]))
-        self.refused += [one for one in read if isinstance(one, str)]
+            read = list(pool.map(self._read, asked))
+        for number, one in zip(asked, read, strict=True):
+            if isinstance(one, str):
+                self.refused[number] = one
         found = [one for one in read if not isinstance(one, str)]
         numbers, shape = [number for number, *_ in found], (len(found), self.size, self.size)
         images = torch.from_numpy(np.array([pixels for _, pixels, *_ in found], np.uint8).reshape(*shape, 3))
@@ -169,7 +172,6 @@ def inpaint(
     The next batch is read and the last one written while this one is at work; no more than three are in memory.
     """
     drawn = first_of_each(inputs.groups, options.drawn)
-    note_others(options.predicted or options.out / "test_results", inputs.names)
     sheets = Sheets(inpainter, options.out, drawn, options.animate)
     size = options.batch_size or images_at_once(inpainter.device)
     pending: list[Future] = []
@@ -204,10 +206,13 @@ def inpaint(
         for done in pending:
             done.result()
     sheets.close()
+    left_out = getattr(inputs, "refused", {})
+    written = [name for number, name in enumerate(inputs.names) if number not in left_out]
+    note_others(options.predicted or options.out / "test_results", written)
 
 
 def note_others(folder: Path, names: list[str]) -> None:
-    """Says where a folder of results holds pictures of another run."""
+    """Says, once all is written, where a folder of results holds pictures of another run."""
     others = {path.name for path in folder.glob("*.png")} - set(names)
     if others:
         log.info(f"note: {folder} holds {len(others)} pictures that are not of this run, such as {min(others)}; "

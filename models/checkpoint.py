@@ -6,7 +6,7 @@ enough to rebuild the module) and `sha256`, which tells a damaged file. Reading 
 
 import hashlib
 import json
-import pickle
+import re
 import zipfile
 import zlib
 from itertools import zip_longest
@@ -65,8 +65,10 @@ def read_archive(path):
     check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # unpicklers raise all there is
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+        if re.search(r"unsupported (global|class)|GLOBAL", str(error), flags=re.IGNORECASE):
             raise ValueError("refused, it holds more than plain tensors") from error
         raise ValueError(f"no file of torch.save, or a damaged one ({type(error).__name__})") from error
 
@@ -92,9 +94,13 @@ def read_weights(path) -> tuple[dict[str, Tensor], dict[str, str]]:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a weights file ({why})") from error
     if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and _is_whole(tensor) for name, tensor in tensors.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
         raise ValueError(f"{path}: expected a state_dict of tensors")
+    if odd := [name for name, tensor in tensors.items() if not _is_whole(tensor)]:
+        raise ValueError(
+            f"{path}: the values of {odd[0]} are not there: sparse, without data, or a few that stand for many"
+        )
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, metadata
 
 

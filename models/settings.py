@@ -83,7 +83,7 @@ def parse_yaml(text: str):
             raise yaml.YAMLError(f"more than {MOST_VALUES} values, its aliases written out")
     except RecursionError as error:
         raise yaml.YAMLError("nested too deeply") from error
-    except (LookupError, AttributeError, TypeError) as error:  # of PyYAML, for `!!bool x` and its kin
+    except (LookupError, AttributeError, TypeError, ValueError) as error:  # of PyYAML, for `!!bool x` and its kin
         raise yaml.YAMLError(f"a value that is not of its tag ({error})") from error
     return value
 

@@ -41,12 +41,15 @@ def painted_hole(editor: dict | None, shape: tuple[int, int]) -> np.ndarray:
     Raises ValueError where there are none.
     """
     layers = editor.get("layers") or [] if isinstance(editor, dict) else []
-    hole = np.zeros(shape, bool)
-    for layer in layers:  # of any size each
+    painted: dict[tuple[int, int], np.ndarray] = {}  # by the size of the layers, which is usually one
+    for layer in layers:
         if layer.ndim != 3 or layer.shape[2] != 4:
             raise ValueError(f"layer {layer.shape}: expected (h, w, 4), RGBA")
-        painted = Image.fromarray(np.where(layer[..., 3] >= 128, np.uint8(255), np.uint8(0)))
-        hole |= np.asarray(painted.resize(shape[::-1], Image.BOX)) >= 128
+        painted[layer.shape[:2]] = painted.get(layer.shape[:2], False) | (layer[..., 3] >= 128)
+    hole = np.zeros(shape, bool)
+    for one in painted.values():
+        larger = Image.fromarray(np.where(one, np.uint8(255), np.uint8(0)))
+        hole |= np.asarray(larger.resize(shape[::-1], Image.BOX)) >= 128
     if not hole.any():
         raise ValueError("no hole: paint over what should be filled, or choose a ready-made hole")
     return hole

@@ -55,7 +55,6 @@ FORMATS = {
     ".tif": TIFF,
     ".tiff": TIFF,
 }
-READ = (*FORMATS, ".heic", ".heif")  # suffixes of the pictures in a folder
 COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP")  # chunks of a PNG that tell what its values mean
 MAKER_NOTE = 0x927C  # an EXIF tag in which cameras keep, among others, previews
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")  # or perhaps so
@@ -199,8 +198,7 @@ def _given(picture: Image.Image, name: str) -> Iterator[Image.Image]:
 def _tags(name: str, image: Image.Image) -> tuple[int, bytes | None, list[str]]:
     """The orientation, the EXIF tags without the thumbnail, which would still show what was in the hole, and notes."""
     tags = image.getexif()
-    orientation = tags.get(ORIENTATION, 1)
-    orientation = orientation if orientation in TURNS else 1
+    orientation = tags.get(ORIENTATION) if tags.get(ORIENTATION) in TURNS else 1
     if not dict(tags) or image.format == "TIFF":  # whose tags also say where in the file its pixels lie
         return orientation, None, []
     notes = []
@@ -280,10 +278,12 @@ def write_image_file(path, picture: ImageFile) -> list[str]:
             try:
                 replace_file(path, lambda temporary: _save(temporary, picture, kind))
             except RuntimeError:  # of libtiff, for tags that cameras write
+                if not picture.exif:
+                    raise
                 picture = replace(picture, exif=None)
                 notes.append(f"{path}: {kind.name} does not keep the EXIF tags")
                 replace_file(path, lambda temporary: _save(temporary, picture, kind))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be written ({error})") from error
     return notes
 

@@ -20,9 +20,10 @@ from scipy import ndimage
 from maskgit.data import as_hole, list_images, open_upright, pair, readable, refuse_overwriting
 from maskgit.masks import EIGHT_NEIGHBOURS
 from maskgit.pyramid import around
-from photos.image_file import FORMATS, READ, ImageFile, format_of, read_image_file, write_image_file
+from photos.image_file import FORMATS, ImageFile, format_of, read_image_file, write_image_file
 from utils import check_folder
 
+READ = (*FORMATS, *((".heic", ".heif") if "HEIF" in Image.OPEN else ()))  # suffixes of the pictures in a folder
 TOLERANCE = 16  # how far from the hole's colour, in each channel, the values of a lossy file may be
 LOOKED_AT = 1_000_000  # pixels, about, in search of signs that hole and known were mistaken for each other
 SPECK = 16  # fewer pixels than these, in a lossy file, have the hole's colour by chance

@@ -58,7 +58,8 @@ class MicroBatch:
     soft: Tensor | None = None  # (b) bool: those of the guessed images that come as means of codes
 
     def judged(self) -> Tensor:
-        """The rows that a GAN looks at: not those of means, which are to be as smooth as they are uncertain."""
+        """The rows that a GAN looks at, in each micro-batch by itself: not those of means, which are to be as smooth as
+        they are uncertain; all where there are no others."""
         rows = torch.arange(len(self.images))
         if self.soft is None:
             return rows
@@ -249,8 +250,9 @@ class VQGANTrainer:
             (losses["loss"] / len(batch)).backward()
             for key, value in losses.items():
                 means[key] = means.get(key, 0.0) + value.detach() / len(batch)
-            judged = part.judged()
-            outputs.append((images[judged], shown.detach()[judged]))
+            if adversarial:
+                judged = part.judged()
+                outputs.append((images[judged], shown.detach()[judged]))
             uses.index_fill_(0, tokens.flatten(), 1.0)
         apply_gradients(means["loss"], self.optimizer, self.parameters, self.settings.clip)
         self.model.codebook.update()

@@ -102,7 +102,9 @@ def test_wrong_truth_is_named(lab, tmp_path):
     Image.new("RGB", (8, 16)).save(true / "image_006.png")
     inputs = Folders(images, masks, true, 16, 1)
     assert inputs[5:7].names == ["image_005.png"] and len(inputs[6:7]) == 0
-    assert all(line.endswith("image_006.png: 8x16, expected 16x16") for line in inputs.refused)
+    assert all(line.endswith("image_006.png: 8x16, expected 16x16") for line in inputs.refused.values()) and list(
+        inputs.refused
+    ) == [6]
 
 
 def test_chelsea_has_every_family_and_slices():

@@ -286,7 +286,7 @@ def test_folders_of_mixed_sizes_go_on_after_a_bad_file(run, failure, tmp_path):
         (["--image", "cat.png", "--no-coarse", "--tiling", "squares"], "--coarse: would do nothing with --tiling"),
         (["--image", "cat.png", "--box", "1,1,1"], "expected 4 integers with commas between, found 1,1,1"),
         (["--image", "cat.png", "--hole-color", "red"], "expected 3 integers with commas between, found red"),
-        (["--image", "cat.png", "--hole-color", "0,0,256"], "expected integers of at most 255, found 0,0,256"),
+        (["--image", "cat.png", "--hole-color", "0,0,256"], "expected integers, 0 to 255, found 0,0,256"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(failure, tmp_path, flags, message):
