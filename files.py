@@ -75,11 +75,14 @@ def _rename(temporary: Path, path: Path) -> None:
 @contextlib.contextmanager
 def _in_use(temporary: Path) -> Iterator[None]:
     """The file, empty, with a lock that tells `tidy` that its process lives, in whatever container."""
-    with open(temporary, "wb") as file:
-        if fcntl:
-            with contextlib.suppress(OSError):  # not every file system can
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    while True:
+        with open(temporary, "wb") as file:
+            if fcntl:
+                with contextlib.suppress(OSError):  # not every file system can
+                    fcntl.flock(file, fcntl.LOCK_EX)  # waits for a `tidy` that came between, and may have removed it
+            if temporary.exists():
+                yield
+                return
 
 
 def tidy(folder: Path) -> None:

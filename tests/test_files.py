@@ -6,6 +6,7 @@ import platform
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -125,6 +126,31 @@ def test_what_dead_processes_left_goes_and_what_others_write_stays(tmp_path):
     with files._in_use(tmp_path / stays[-1]):  # as in a container that has process numbers of its own
         tidy(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(stays)
+
+
+def test_a_file_waits_for_whoever_is_just_tidying_it_away(tmp_path, monkeypatch):
+    """`tidy` of another thread may find a file that is there and not locked yet."""
+    flock, threads = files.fcntl.flock, []
+
+    def late(file, how):
+        if not threads:
+            theirs = open(file.name, "rb")  # noqa: SIM115, closed below
+            flock(theirs, files.fcntl.LOCK_EX)
+
+            def remove() -> None:
+                time.sleep(0.2)
+                Path(file.name).unlink(missing_ok=True)
+                theirs.close()
+
+            threads.append(threading.Thread(target=remove))
+            threads[0].start()
+        return flock(file, how)
+
+    tidy(tmp_path)
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    replace_file(tmp_path / "file.txt", lambda temporary: (temporary.write_text("new"), time.sleep(0.4)))
+    threads[0].join()
+    assert (tmp_path / "file.txt").read_text() == "new" and list(tmp_path.iterdir()) == [tmp_path / "file.txt"]
 
 
 def test_a_folder_that_cannot_be_tidied_is_no_error(tmp_path, monkeypatch):
