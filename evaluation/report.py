@@ -1,7 +1,6 @@
 """What a sweep leaves behind: rows.csv, results.md and plots.
 
-A `Line` is one method on one family of holes with one decoding seed. Tables and plots give the mean and the sample
-standard deviation over seeds.
+A `Line` is one method on one family of holes with one decoding seed. Tables and plots give mean and sample sd of seeds.
 """
 
 import csv
@@ -41,7 +40,8 @@ def read_lines(path: Path) -> list[Line]:
     if not Path(path).is_file():
         return []
     try:
-        rows = list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines(keepends=True)))
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a .csv file ({error})") from error
     lines = []

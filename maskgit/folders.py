@@ -175,6 +175,7 @@ def inpaint(
     sheets = Sheets(inpainter, options.out, drawn, options.animate)
     size = options.batch_size or images_at_once(inpainter.device)
     pending: list[Future] = []
+    written: list[str] = []
     with (
         tqdm(total=len(inputs), desc="inpainting", unit="image") as bar,
         ThreadPoolExecutor(2) as writers,
@@ -201,13 +202,12 @@ def inpaint(
             pictures = _outputs(options, batch, result, maps)
             pending = [writers.submit(write_image, path, to_pixels(image)) for path, image in pictures]
             sheets.write(batch, hidden, painted, result.images[:: options.samples], film)
+            written += batch.names
             yield batch, result
             bar.update(len(batch))
         for done in pending:
             done.result()
     sheets.close()
-    left_out = getattr(inputs, "refused", {})
-    written = [name for number, name in enumerate(inputs.names) if number not in left_out]
     note_others(options.predicted or options.out / "test_results", written)
 
 

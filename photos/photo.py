@@ -184,8 +184,8 @@ def pair_photos(image, mask, out, samples: int = 1) -> list[tuple[Path, Path | N
         target = out / f"{image.stem}.png" if out.is_dir() or not out.suffix else out
         format_of(target)
         jobs = [(image, mask, target)]
-    for *_, target in jobs:
-        check_folder(target.parent, "--out")
+    for folder in {target.parent for *_, target in jobs}:
+        check_folder(folder, "--out")
     numbers = [f"_{number}" for number in range(samples)] if samples > 1 else [""]
     jobs = [(*given, [target.with_stem(target.stem + number) for number in numbers]) for *given, target in jobs]
     refuse_overwriting(

@@ -57,6 +57,7 @@ class MicroBatch:
     seeds: Tensor | None = None  # (b) long: those of the images whose hidden tokens are guessed, -1: none are
     soft: Tensor | None = None  # (b) bool: those of the guessed images that come as means of codes
 
+    @cached_property
     def judged(self) -> Tensor:
         """The rows that a GAN looks at, in each micro-batch by itself: not those of means, which are to be as smooth as
         they are uncertain; all where there are no others."""
@@ -230,7 +231,7 @@ class VQGANTrainer:
             rec, losses = self.reconstruction_loss(output, shown, images, self.settings.perceptual.crop, crops)
             losses |= {"rec": rec, "codebook": codebook}
             if adversarial:
-                losses["gan"] = generator_loss(self.discriminator(shown[part.judged()]).float())
+                losses["gan"] = generator_loss(self.discriminator(shown[part.judged]).float())
         return losses, images, shown, tokens
 
     def update(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
@@ -251,8 +252,7 @@ class VQGANTrainer:
             for key, value in losses.items():
                 means[key] = means.get(key, 0.0) + value.detach() / len(batch)
             if adversarial:
-                judged = part.judged()
-                outputs.append((images[judged], shown.detach()[judged]))
+                outputs.append((images[part.judged], shown.detach()[part.judged]))
             uses.index_fill_(0, tokens.flatten(), 1.0)
         apply_gradients(means["loss"], self.optimizer, self.parameters, self.settings.clip)
         self.model.codebook.update()

@@ -161,3 +161,9 @@ def test_a_line_that_is_there_is_not_added_again(tmp_path):
     for other in (line, line, Line("ours", "box", 0, 5, "key", {"psnr": 2.0}, {"kind": "inpainting"})):
         report.add_line(tmp_path / "rows.csv", other)
     assert report.read_lines(tmp_path / "rows.csv") == [line]
+
+
+def test_a_name_with_odd_line_ends_comes_back_as_it_was(tmp_path):
+    line = Line("a\u2028b\x0bc\r\nd", "walk", 0, 2, "key", {"psnr": 1.5}, {"kind": "telea"})
+    report.write_lines(tmp_path / "rows.csv", [line])
+    assert report.read_lines(tmp_path / "rows.csv") == [line]

@@ -399,10 +399,10 @@ def test_the_gan_looks_at_drawn_codes_alone(finetuning, trained, monkeypatch):
     stage.update(3, batch)
     means = batch[0].soft & (batch[0].seeds >= 0)
     drawn = 8 - int(means.sum())
-    assert 0 < drawn < 8 and batch[0].judged().tolist() == (~means).nonzero().flatten().tolist()
+    assert 0 < drawn < 8 and batch[0].judged.tolist() == (~means).nonzero().flatten().tolist()
     assert seen == [drawn, 2 * drawn]
     all_means = MicroBatch(TRAIN, seeds=torch.zeros(len(TRAIN)), soft=torch.ones(len(TRAIN), dtype=torch.bool))
-    assert len(all_means.judged()) == len(TRAIN) == len(MicroBatch(TRAIN).judged())
+    assert len(all_means.judged) == len(TRAIN) == len(MicroBatch(TRAIN).judged)
 
 
 def test_blank_decodes_zero_vectors_where_tokens_are_hidden(finetuning):
