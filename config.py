@@ -110,7 +110,10 @@ class VQGANTrainingConfig(TrainingConfig):
         {}, description="trains the decoder alone, to read known pixels around holes: families by weight, or all"
     )
     token_noise: float = Field(
-        0.0, ge=0, le=1, description="with holes: at most this share of an image's hidden tokens takes a similar code"
+        0.0,
+        ge=0,
+        le=1,
+        description="at most this share of an image's tokens, or of those hidden by holes, is decoded as similar codes",
     )
     guesses: GuessesConfig = GuessesConfig()
     blank: bool = Field(

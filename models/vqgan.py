@@ -15,6 +15,8 @@ from models.autoencoder import CodebookConfig, ConvEncoder, Decoder, PatchEncode
 from models.checkpoint import build
 from models.distributed import sample_rows, summed
 
+NEAR = 32  # other codes that may stand for one
+
 
 class Codebook(nn.Module):
     """k code vectors and the nearest-neighbour quantiser with a straight-through gradient (VQ-VAE, 1711.00937)."""
@@ -48,8 +50,21 @@ class Codebook(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):  # bfloat16 distances choose other codes
             return (codes.square().sum(-1) - 2 * vectors @ codes.T).argmin(-1)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def swapped(self, ids: Tensor, swaps: Tensor) -> Tensor:
+        """ids (...) long with the code of rank `swaps` (...) among those around it, 0 the nearest, -1: as it is."""
+        taken, vectors = swaps >= 0, self.vectors().detach()
+        own = ids[taken]  # (m)
+        with torch.autocast(vectors.device.type, enabled=False):
+            distances = torch.cdist(vectors[own], vectors)  # (m, k)
+        distances.scatter_(1, own[:, None], -1.0)  # itself before one that is equal
+        around = distances.topk(min(NEAR + 1, len(vectors)), largest=False).indices
+        return ids.masked_scatter(taken, around.gather(1, swaps[taken][:, None] + 1))
+
+    def forward(self, latents: Tensor, swaps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """latents (b, e, g, g) -> straight-through codes (b, e, g, g), ids (b, n), loss ().
+
+        `swaps` (b, n), as `swapped` takes them: the codes are a little wrong, as a generator's will be (RobusTok,
+        2509.12474); ids and loss are those of the right ones.
 
         loss = |sg(z_e) - z_q|^2 + beta |z_e - sg(z_q)|^2 (VQ-VAE eq. 3); an EMA codebook drops the first term and, in
         training, waits for `update`.
@@ -63,6 +78,8 @@ class Codebook(nn.Module):
             loss = self.config.commitment * F.mse_loss(vectors, chosen.detach())
             if not self.config.ema_decay:
                 loss = loss + F.mse_loss(chosen, vectors.detach())
+            if swaps is not None:
+                chosen = F.embedding(self.swapped(ids, swaps.view_as(ids)), self.vectors())
             codes = vectors + (chosen - vectors).detach()
         return codes.permute(0, 3, 1, 2), ids.flatten(1), loss
 
@@ -199,14 +216,20 @@ class VQGAN(nn.Module):
         return self.decode_codes(self.codes_of(tokens), images, hole).float().clamp(0, 1)
 
     def forward(
-        self, images: Tensor, hole: Tensor | None = None, tokens: Tensor | None = None
+        self,
+        images: Tensor,
+        hole: Tensor | None = None,
+        tokens: Tensor | None = None,
+        swaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """images (b, 3, H, W) in [0, 1] -> reconstruction (not clipped), tokens (b, n), codebook loss ().
+
+        `swaps` (b, n): see `Codebook.forward`.
 
         With `hole` (b, 1, H, W) and `tokens` (b, n), or code vectors (b, n, e): these are decoded beside the known
         pixels, and the loss is 0.
         """
         if tokens is not None:
             return self.decode_codes(self.codes_of(tokens), images, hole), tokens, images.new_zeros(())
-        codes, tokens, loss = self.codebook(self.latents(images))
+        codes, tokens, loss = self.codebook(self.latents(images), swaps)
         return self.decode_codes(codes), tokens, loss

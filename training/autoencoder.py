@@ -26,12 +26,10 @@ from models.discriminator import (
 from models.distributed import summed
 from models.perceptual import Perceptual
 from models.transformer import Transformer
-from models.vqgan import VQGAN
+from models.vqgan import NEAR, VQGAN
 from training.run import VAL_SEED, start_from
 from training.stepping import apply_gradients, micro_batches, parallel, shard, staged
 from utils import autocast, memory_format, mix
-
-NEAR = 32  # the codes that token noise draws from
 
 
 def random_crops(
@@ -48,7 +46,7 @@ def random_crops(
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """What a step needs of some images; all but these in decoder finetuning alone."""
+    """What a step needs of some images; all but these and `swaps` in decoder finetuning alone."""
 
     images: Tensor  # (b, 3, H, W) uint8
     hole: Tensor | None = None  # (b, 1, H, W) bool
@@ -91,8 +89,6 @@ class VQGANTrainer:
             self.holes = HoleMixture(self.settings.holes, config.vqgan.image_size, seed=self.settings.seed)
             for frozen in (self.model.encoder, self.model.quant_conv, self.model.codebook):
                 frozen.requires_grad_(False)
-            vectors = self.model.codebook.vectors()
-            self.near = torch.cdist(vectors, vectors).topk(min(NEAR + 1, self.codes), largest=False).indices[:, 1:]
         if guesses.transformer:
             self.transformer = Transformer.load(guesses.transformer).to(device)
             made, taken = (config.transformer.tokens, self.codes), self.transformer.config
@@ -161,10 +157,11 @@ class VQGANTrainer:
         holes, swaps, seeds, soft = ([None] * count for _ in range(4))
         if self.holes:
             holes = shard(self.holes(len(indices), generator), count)
+        if self.holes or self.settings.token_noise:
             shape = (len(indices), self.model.config.grid**2)
             shares = self.settings.token_noise * torch.rand(len(indices), 1, generator=generator)
             swapped = torch.rand(shape, generator=generator) < shares
-            choices = torch.randint(self.near.shape[1], shape, generator=generator)
+            choices = torch.randint(min(NEAR, self.codes - 1), shape, generator=generator)
             swaps = shard(choices.masked_fill(~swapped, -1), count)
         if self.transformer:
             guessed = torch.rand(len(indices), generator=generator) < self.settings.guesses.share
@@ -186,11 +183,13 @@ class VQGANTrainer:
         """The images in [0, 1], the decoder's output and what is shown of it (b, 3, H, W), tokens (b, n), codebook
         loss ().
 
-        With holes, hidden tokens are those of the images, or swapped, or guessed; known ones those of what is painted.
+        Where `swaps` says so, similar codes are decoded. With holes, hidden tokens are those of the images, or swapped,
+        or guessed; known ones those of what is painted.
         """
         images = self.images(part.images)
         if part.hole is None:
-            output, tokens, loss = network(images)
+            swaps = part.swaps if part.swaps is None else part.swaps.to(self.device, non_blocking=True)
+            output, tokens, loss = network(images, swaps=swaps)
             return images, output.float(), output.float(), tokens, loss
         painted = self.images(part.painted)
         hole, swaps, seeds, soft = (
@@ -201,9 +200,7 @@ class VQGANTrainer:
         with torch.no_grad(), autocast(self.device, "float32"):
             tokens = torch.where(hidden, self.model.encode(images), self.model.encode(painted))
         if swaps is not None:
-            swapped = hidden & (swaps >= 0)
-            similar = self.near[tokens].gather(-1, swaps.clamp(min=0)[..., None])[..., 0]
-            tokens = torch.where(swapped, similar, tokens)
+            tokens = self.model.codebook.swapped(tokens, swaps.masked_fill(~hidden, -1))
         codebook = self.model.codebook.vectors()
         guess = None
         if seeds is not None and (guessed := seeds >= 0).any():

@@ -474,6 +474,32 @@ def test_the_straight_through_gradient_is_the_identity():
     assert book.embedding.weight.grad is None  # pixels do not move the codes, the VQ loss does
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_swapped_tokens_are_decoded_as_the_codes_near_theirs_and_learned_as_they_are(decay):
+    book, other, latents = codebook(ema_decay=decay), codebook(ema_decay=decay), normal(2, 4, 3, 3).requires_grad_()
+    swaps = torch.tensor([[-1, 0, 1, -1, 10, 2, 0, -1, 3], [0, -1, -1, -1, -1, -1, -1, -1, 5]])
+    codes, ids, loss = book(latents, swaps)
+    order = torch.cdist(book.vectors(), book.vectors()).argsort(dim=1)  # (k, k), itself first
+    taken = order[ids].gather(-1, (swaps + 1)[..., None])[..., 0]
+    assert torch.allclose(codes.flatten(2).transpose(1, 2), book.vectors()[taken], atol=1e-6)
+    assert (taken == ids).equal(swaps < 0)
+
+    _, plain, same = other(latents)
+    book.update(), other.update()
+    assert torch.equal(ids, plain) and torch.equal(loss, same)
+    assert torch.equal(book.embedding.weight, other.embedding.weight)
+    (gradient,) = torch.autograd.grad(codes.sum(), latents)
+    assert (gradient == 1).all()
+
+
+def test_a_code_beside_an_equal_one_is_swapped_for_that_one():
+    book = codebook()
+    with torch.no_grad():
+        book.embedding.weight[3] = book.embedding.weight[7]
+    ids = torch.tensor([3, 7])
+    assert book.swapped(ids, torch.zeros_like(ids)).tolist() == [7, 3]
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.25, 3.0])
 def test_the_commitment_weight_is_on_the_encoders_side(beta):
     """loss = |sg(z_e) - z_q|^2 + beta |z_e - sg(z_q)|^2: beta scales the latents' gradient, never the codes'."""

@@ -18,7 +18,7 @@ from maskgit.decoding import fill
 from maskgit.masks import make_holes, to_hidden
 from models.checkpoint import read_weights, save_weights
 from models.transformer import Transformer
-from models.vqgan import VQGAN
+from models.vqgan import NEAR, VQGAN
 from training import autoencoder
 from training.autoencoder import MicroBatch, VQGANTrainer, random_crops
 from training.stepping import apply_gradients
@@ -209,6 +209,21 @@ def test_the_graph_of_a_micro_batch_goes_before_the_next_one_comes(tiny_config_o
     assert len(graphs) == 4
 
 
+def test_token_noise_of_stage_1_disturbs_what_is_decoded_alone(tiny_config_once):
+    """Perturbed tokens while the encoder learns (RobusTok, arXiv 2509.12474)."""
+    plain, noisy = (stage1(tiny_config_once, token_noise=share) for share in (0.0, 1.0))
+    (given,), (again,), (other,) = (noisy.fetch(number, torch.arange(8)) for number in (3, 3, 4))
+    assert plain.fetch(3, torch.arange(8))[0].swaps is None
+    assert torch.equal(given.swaps, again.swaps) and not torch.equal(given.swaps, other.swaps)
+    assert 0.2 < (given.swaps >= 0).float().mean() < 0.8  # a share of at most 1, uniform in each image
+    assert given.swaps.max() < min(NEAR, noisy.codes - 1)
+    with torch.no_grad():
+        outputs = [noisy.decoded(noisy.model, MicroBatch(given.images, swaps=swaps)) for swaps in (given.swaps, None)]
+    assert torch.equal(outputs[0][3], outputs[1][3]) and torch.equal(outputs[0][4], outputs[1][4])
+    assert not torch.equal(outputs[0][1], outputs[1][1])
+    assert all(math.isfinite(value) for value in noisy.update(0, [given]).values())
+
+
 def test_known_tokens_are_those_of_float32_inside_a_context_of_bfloat16(finetuning):
     """What inference encodes in float32; in bfloat16 .7 % of the shipped VQGAN's tokens are others."""
     trainer = finetuning(**{"vqgan_training.token_noise": 0.0})
@@ -294,7 +309,7 @@ def test_a_step_of_decoder_finetuning_draws_holes_and_swaps_as_a_function_of_the
     assert torch.equal(first.hole, again.hole) and torch.equal(first.swaps, again.swaps)
     assert not (torch.equal(first.hole, other.hole) and torch.equal(first.swaps, other.swaps))
     assert first.hole.shape == (8, 1, 16, 16) and first.swaps.shape == (8, 16)
-    assert 0 < (first.swaps >= 0).float().mean() < 0.5 and first.swaps.max() < stage.near.shape[1]
+    assert 0 < (first.swaps >= 0).float().mean() < 0.5 and first.swaps.max() < min(NEAR, stage.codes - 1)
     assert (finetuning(**{"vqgan_training.token_noise": 0.0}).fetch(3, torch.arange(8))[0].swaps == -1).all()
 
 
