@@ -9,6 +9,11 @@ every batch of every epoch. Weights do not matter for speed: lab.yml's networks 
 fresh process (on CUDA, of torch's allocator).
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import json
 from collections.abc import Callable
@@ -25,6 +30,7 @@ from torchvision.utils import save_image
 from config import Config, add_flag, load_config, whole
 from evaluation.speed import Measurement, ceilings, gflop, interleaved, operators, peak_mb, table
 from files import write_text
+from interrupts import run_script
 from maskgit.data import GREY, Inputs, to_float
 from maskgit.dataset import Maps
 from maskgit.folders import Options, chelsea, inpaint
@@ -34,7 +40,7 @@ from models.transformer import Dropout, Transformer
 from models.vqgan import VQGAN
 from training.autoencoder import VQGANTrainer
 from training.transformer import TransformerTrainer
-from utils import ROOT, check_folder, log, machine, pick_device, run_script, start_logging, uses_bfloat16
+from utils import ROOT, check_folder, log, machine, pick_device, start_logging, uses_bfloat16
 
 STEPS = 10  # decoding iterations of the comparison
 

@@ -8,6 +8,11 @@ The browser gives only the hole: the picture stays on the server as its file is,
 Uploads and results lie in Gradio's folder of temporary files for a day at most.
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import html
 import logging
@@ -23,18 +28,18 @@ import numpy as np
 from PIL import Image
 
 from config import add_flag
-from maskgit.data import to_pixels, write_image
+from interrupts import run_script
+from maskgit.data import write_image
 from maskgit.decoding_config import AUTO, SAMPLERS, STEPS, DecodingConfig
-from maskgit.folders import chelsea
 from maskgit.inpainter import CATS, PHOTOS, Inpainter
 from maskgit.masks import FAMILIES, SCHEDULES, make_holes
-from photos.editor import PAINT, VIEW, edited, painted_hole
+from photos.editor import PAINT, VIEW, edited, painted_hole, sample_files
 from photos.fill import TILINGS, usual_tiling
 from photos.image_file import read_image_file
 from photos.photo import Photo, grown, read_photo, write_photo
 from photos.tight import tight_notes
 from photos.watch import WATCHED, Turns, WatchedSquares, WatchedWindows
-from utils import log, one_line, run_script, start_logging
+from utils import log, one_line, start_logging
 
 HEIGHT = "min(560px, 100vw - 40px)"  # of what lies side by side, or on a phone one below the other
 READY_MADE = "Ready-made hole"
@@ -61,16 +66,6 @@ main.contained, .gradio-container > .main { max-width: 1480px; margin: auto; pad
 
 
 # --- pictures and holes ---
-
-
-def sample_files(folder: Path, size: int) -> list[str]:
-    """Writes what one can begin with: two photographs of scikit-image's, and a cat's face at the model's size."""
-    from skimage import data
-
-    pictures = {"astronaut": data.astronaut(), "chelsea": data.chelsea(), "face": to_pixels(chelsea(size).truth[0])}
-    for name, pixels in pictures.items():
-        write_image(folder / f"{name}.png", pixels)
-    return [str(folder / f"{name}.png") for name in pictures]
 
 
 def a_whole(name: str, value, least: int = 0, most: int = 2**63 - 1) -> int:

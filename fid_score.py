@@ -6,6 +6,11 @@ size, file format and the number of images do: unequal counts or sizes and JPEG 
 Shapes: n images, d features an image, H W pixels; images are uint8 (n, 3, H, W) until they reach the network.
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import hashlib
 import importlib.metadata
@@ -24,12 +29,13 @@ from tqdm import tqdm
 from config import add_flag, whole
 from evaluation.metrics import Moments, frechet_distance
 from files import replace_file, write_text
+from interrupts import run_script
 from maskgit.data import list_images, opened, to_float
 from maskgit.dataset import ImageDataset
 from maskgit.folders import read_truth
 from models.checkpoint import file_hash
 from models.features import FEATURES, WeightsError, feature_network
-from utils import one_line, pick_device, run_script
+from utils import one_line, pick_device
 
 FEW_IMAGES = 2048
 

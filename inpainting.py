@@ -10,6 +10,11 @@
 From Python: `Inpainter.from_pretrained("pretrained/cats64")(images, hole)`.
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import math
 import sys
@@ -23,6 +28,7 @@ from tqdm import tqdm
 
 from config import add_flag, at_least, whole
 from evaluation.metrics import RunningAverages, diversity
+from interrupts import run_script
 from maskgit.completion import InpaintingResult
 from maskgit.data import MEGAPIXELS, Inputs, admit, to_float
 from maskgit.decoding_config import AUTO, CODES, GUESSES, SAMPLERS, DecodingConfig
@@ -35,7 +41,7 @@ from photos.crops import CONTEXT
 from photos.fill import TILINGS, fill_photo
 from photos.photo import grown, pair_photos, read_photo, write_photo
 from photos.tight import tight_notes
-from utils import check_folder, log, one_line, run_script, start_logging
+from utils import check_folder, log, one_line, start_logging
 
 __all__ = ["Inpainter", "InpaintingResult"]
 

@@ -8,6 +8,11 @@ val/, the others to train/. The pictures of val/ also become the lab's test: tes
 and masked_image/ (the hole painted grey).
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -20,9 +25,10 @@ from PIL import Image
 from torchvision.datasets import OxfordIIITPet
 from tqdm import tqdm
 
+from interrupts import run_script
 from maskgit.data import GREY, open_upright, write_image
 from maskgit.masks import make_holes
-from utils import check_folder, run_script
+from utils import check_folder
 
 AROUND = 1.25  # side of a crop / longer side of the box around the head
 VAL_EVERY = 10

@@ -1,13 +1,19 @@
 """Writes a folder of masks: `python make_masks.py --family walk --count 747 --seed 1 --out DIR`."""
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 from pathlib import Path
 
 import numpy as np
 
+from interrupts import run_script
 from maskgit.data import write_image
 from maskgit.masks import FAMILIES, make_holes
-from utils import check_folder, run_script
+from utils import check_folder
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,6 +9,11 @@ stopped once more.
 Figures: FD-VGG16 (not the FID), KID, LPIPS (AlexNet), and PSNR, SSIM, L1 in the hole; see evaluation/evaluator.py.
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import argparse
 import importlib.metadata
 import shlex
@@ -23,10 +28,11 @@ from evaluation.methods import arithmetic, complete
 from evaluation.photo_sweeps import PhotoSweep
 from evaluation.report import add_line, chosen, latest, read_lines, write_report
 from evaluation.sweeps import Sweep, SweepConfig
+from interrupts import run_script
 from maskgit.data import write_image
 from maskgit.folders import chelsea
 from maskgit.visualize import Strip, contact_sheet
-from utils import ROOT, check_folder, log, machine, run_script, start_logging
+from utils import ROOT, check_folder, log, machine, start_logging
 
 # --- the command line -------------------------------------------------------------------------------------------------
 

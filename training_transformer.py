@@ -3,15 +3,21 @@
 python training_transformer.py --config configs/cats64.yml
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import contextlib
 
 import torch
 
 from config import parse_training, training_parser
+from interrupts import run_script
 from models.distributed import world
 from training.run import Run, alone, load_images, open_store
 from training.transformer import TransformerTrainer, frozen_vqgan, load_tokens
-from utils import first_on_machine, join_processes, log, run_script, start_logging
+from utils import first_on_machine, join_processes, log, start_logging
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,6 +4,11 @@ python training_vqgan.py --config configs/cats64.yml
 python training_vqgan.py --config configs/cats64_decoder.yml
 """
 
+if __name__ == "__main__":
+    import interrupts
+
+    interrupts.in_one_line()
+
 import contextlib
 import shutil
 from pathlib import Path
@@ -12,11 +17,12 @@ import torch
 
 from config import parse_training, training_parser
 from files import replace_file
+from interrupts import run_script
 from models.checkpoint import file_hash
 from models.distributed import world
 from training.autoencoder import VQGANTrainer
 from training.run import Run, alone, load_images, open_store
-from utils import first_on_machine, join_processes, log, run_script, start_logging
+from utils import first_on_machine, join_processes, log, start_logging
 
 
 def keep_beside(transformer: Path, target: Path) -> None:

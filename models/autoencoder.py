@@ -23,7 +23,7 @@ class EncoderConfig(Settings):
     kind: Literal["conv", "patch"] = Field(description="the lab's stack of ResBlocks, or every patch by itself")
     stem: int = Field(ge=1, description="width after the first convolution")
     widths: Widths = Field(description="width of each level (conv) or of the blocks (patch: one value)")
-    blocks: int = Field(ge=1, description="ResBlocks a level, or MLP blocks of the patch encoder")
+    blocks: int = Field(ge=1, le=1000, description="ResBlocks a level, or MLP blocks of the patch encoder")
     downsample_after: Levels = Field((), description="levels followed by a halving of the resolution (conv)")
 
 
@@ -31,7 +31,7 @@ class DecoderConfig(Settings):
     """Convolution, ResBlock, attention, ResBlock, then levels of ResBlocks with an upsampling after some."""
 
     widths: Widths = Field(description="width of each level; the first is the middle's width too")
-    blocks: int = Field(ge=1, description="ResBlocks a level")
+    blocks: int = Field(ge=1, le=1000, description="ResBlocks a level")
     upsample_after: Levels = Field(description="levels followed by a doubling of the resolution")
     known_width: int = Field(0, ge=0, description="width of the branch that reads the known pixels; 0: no branch")
     pre_filled: bool = Field(False, description="the branch reads a classical first guess in the hole too, not 0 there")

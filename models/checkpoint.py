@@ -118,13 +118,22 @@ def build(cls, path, config=None, section: str | None = None):
     metadata says. Raises ValueError naming the file and what does not fit.
     """
     tensors, metadata = read_weights(path)
-    module = cls(config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section))
-    load_tensors(module, tensors, path)
+    settings = config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section)
+    with torch.device("meta"):  # settings can ask for more memory than there is
+        check_tensors(cls(settings), tensors, path)
+    module = cls(settings)
+    module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
-    """`module.load_state_dict(tensors)`. Raises ValueError, one line that names `path` and at most three misfits."""
+    """`module.load_state_dict(tensors)`. Raises ValueError as `check_tensors` does."""
+    check_tensors(module, tensors, path)
+    module.load_state_dict(tensors)
+
+
+def check_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
+    """Raises ValueError, one line that names `path` and at most three misfits, for what `module` has not, or else."""
     own = module.state_dict()
     missing = [f"missing {name}" for name in own if name not in tensors]
     unexpected = [f"unexpected {name}" for name in tensors if name not in own]
@@ -135,7 +144,6 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:
     ]
     if misfits := [misfit for turn in zip_longest(missing, unexpected, shapes) for misfit in turn if misfit]:
         raise ValueError(f"{path}: does not fit this {type(module).__name__}: {in_brief(misfits)}")
-    module.load_state_dict(tensors)
 
 
 def _settings(cls, path, metadata: dict[str, str], config, section: str | None) -> Settings:

@@ -29,7 +29,7 @@ class TransformerConfig(Settings):
     codes: int = Field(1024, ge=2, description="codes k in the VQGAN's codebook")
     tokens: int = Field(256, ge=1, description="tokens n of an image, a square number")
     width: int = Field(ge=1, description="width d of a token, a multiple of heads")
-    depth: int = Field(ge=1, description="number of blocks")
+    depth: int = Field(ge=1, le=1000, description="number of blocks")
     heads: int = Field(ge=1, description="attention heads h of a block")
     mlp_width: int = Field(ge=1, description="hidden width of a block's MLP")
     dropout: float = Field(ge=0, lt=1, description="dropout on the embedding and on what a block adds")

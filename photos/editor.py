@@ -5,13 +5,27 @@ view    (h, w, 3) uint8   the same as the editor shows it, its longer side VIEW 
 hole    (H, W) bool       True = missing
 """
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
+from maskgit.data import to_pixels, write_image
+from maskgit.folders import chelsea
 from photos.image_file import read_image_file
 
 VIEW = 512  # pixels
 PAINT = (255, 0, 128)
+
+
+def sample_files(folder: Path, size: int) -> list[str]:
+    """Writes what one can begin with: two photographs of scikit-image's, and a cat's face at the model's size."""
+    from skimage import data
+
+    pictures = {"astronaut": data.astronaut(), "chelsea": data.chelsea(), "face": to_pixels(chelsea(size).truth[0])}
+    for name, pixels in pictures.items():
+        write_image(folder / f"{name}.png", pixels)
+    return [str(folder / f"{name}.png") for name in pictures]
 
 
 def view(pixels: np.ndarray) -> np.ndarray:

@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from tiny_networks import SIZE, save, transformer, vqgan
 
 from config import load_config
+from interrupts import run_script
 from maskgit import data
 from models.checkpoint import save_weights
 from models.vqgan import VQGAN
-from utils import ROOT, run_script
+from utils import ROOT
 
 # --- what is broken ---
 

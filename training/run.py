@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from config import DataConfig, TrainingConfig
 from files import held, replace_file
+from interrupts import Stopped, signals_kept
 from maskgit.dataset import ImageDataset, Store
 from models.checkpoint import load_tensors, read_archive, read_weights, save_weights
 from models.distributed import mean, rank, summed, world
 from training.stepping import NotFiniteError, averaged, lr_schedule
-from utils import Stopped, first_on_machine, leave_processes, log, mix, one_line, profile, signals_kept
+from utils import first_on_machine, leave_processes, log, mix, one_line, profile
 
 VAL_SEED = 2**31  # of the holes to validate on, which no training draws from
 

@@ -125,6 +125,15 @@ def test_weights_of_another_shape_are_refused_with_both_shapes(tmp_path):
         build(Net, path, NetConfig(width=4))
 
 
+def test_settings_that_ask_for_more_memory_than_there_is_are_refused_by_the_tensors_of_the_file(tmp_path):
+    net, path = make(), tmp_path / "net.safetensors"
+    save_weights(path, net, NetConfig(width=10**12))  # 8 TB
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors.*linear\.weight is \(2, 3\), expected \(2, 1000000000000\)"
+    ):
+        build(Net, path)
+
+
 def test_of_many_misfits_three_are_named_one_of_each_kind_first(tmp_path):
     state = {"linear.weight": torch.zeros(5), **{f"more.{number}": torch.zeros(1) for number in range(200)}}
     torch.save(state, tmp_path / "net.pt")
