@@ -29,6 +29,7 @@ from photos.photo import read_photo
 from utils import ROOT, images_at_once, mix, uses_bfloat16
 
 NETWORKS = ("vqgan", "transformer")
+LATER = {"guess": "navier_stokes", "rim": 0.0}  # of decoding, with which all was measured before there was a choice
 DRAWS = 2  # the rule by which a seed becomes draws, counted up when the same seed comes to give another result
 RINGS = 4  # of tokens around a hole in which the leak is measured
 FORMER_KINDS = {"floor": "vq_reconstruction"}  # as configs and rows.csv called them before
@@ -126,8 +127,9 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
     if method.kind == "inpainting":
         settings |= method.model_dump(include={"margin", "mean_of"})
         settings["decoding"] = decoding_of(method, networks).model_dump()
-        if settings["decoding"]["guess"] == "navier_stokes":
-            del settings["decoding"]["guess"]  # what was measured before there was another
+        for key, value in LATER.items():
+            if settings["decoding"][key] == value:
+                del settings["decoding"][key]
         if needs_seed(method, networks):
             settings["draws"] = DRAWS
     if method.kind == "one_pass":
@@ -172,8 +174,11 @@ def complete(
     result = networks.complete(
         masked, hole, seeds, samples=method.mean_of, margin=method.margin, decoding=decoding_of(method, networks)
     )
-    raw = result.raw.unflatten(0, (-1, method.mean_of)).float().mean(dim=1).round().to(torch.uint8)
-    return Completion(composite(raw, truth, hole), raw)
+    filled, raw = (
+        pictures.unflatten(0, (-1, method.mean_of)).float().mean(dim=1).round().to(torch.uint8)
+        for pictures in (result.images, result.raw)
+    )
+    return Completion(composite(filled, truth, hole), raw)
 
 
 def complete_photo(

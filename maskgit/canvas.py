@@ -14,6 +14,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from maskgit.classical import smooth_rim
 from maskgit.completion import Completer
 from maskgit.data import GREY, to_pixels
 from maskgit.decoding import State, sample
@@ -143,18 +144,23 @@ class Canvas:
         height, width = self.hole.shape
         return padded[:height, :width]
 
-    def paste(self, cells: Tensor, feather: int = 0) -> np.ndarray:
+    def paste(self, cells: Tensor, feather: int = 0, rim: float = 0.0) -> np.ndarray:
         """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole, known ones as they are.
 
-        With `feather`, known pixels at most so far from the hole are mixed with those of the cells, the less the
-        farther.
+        `rim`: the share of `classical.smooth_rim`. With `feather`, known pixels at most so far from the hole are mixed
+        with those of the cells, the less the farther.
         """
         decoded = self.decoded(cells)
+        filled = np.where(self.hole[..., None], decoded, self.pixels)
+        if rim:
+            filled = smooth_rim(filled, self.hole, rim)
         if not feather:
-            return np.where(self.hole[..., None], decoded, self.pixels)
+            return filled
         distance = ndimage.distance_transform_edt(~self.hole)[..., None]
         share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
-        return (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
+        return np.where(
+            self.hole[..., None], filled, (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
+        )
 
     def _padded(self, array: np.ndarray) -> np.ndarray:
         """A picture's array (H, W, ...), mirrored to multiples of f, at least the model's size."""

@@ -5,6 +5,7 @@ hole    (b, 1, H, W) bool   True = missing; what `images` hold there may be read
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from types import ModuleType
@@ -12,6 +13,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from maskgit.data import GREY, to_pixels
@@ -21,6 +23,7 @@ RADIUS = 3  # pixels around a missing one that OpenCV's methods read
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image (H, W, 3) uint8, hole (H, W) bool -> image
 THIN = 32  # pixels: of parts that `fsr_of_thin_parts` takes for thin
 STRIP, BESIDE = 1024, 64  # rows that `fsr_of_thin_parts` does at once, and what it sees above and below
+RIM, BAND, TILE = 2, 8, 128  # pixels: of `smooth_rim`, what it mixes, solves for, and does at once
 
 
 def telea(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -79,6 +82,33 @@ def fsr_of_thin_parts(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return filled
 
 
+def smooth_rim(filled: np.ndarray, hole: np.ndarray, share: float) -> np.ndarray:
+    """`filled` (H, W, 3) uint8, its hole (H, W) bool full of a model's pixels, with this `share` of biharmonic
+    inpainting in those beside known pixels, falling evenly to none RIM pixels farther in.
+
+    Both know what is beside them, and err in different ways: their mean errs less than either. The equation is solved
+    for the BAND pixels of the hole along its rim, between what is known and what the model made farther in.
+    """
+    smooth = filled.copy()
+    for tile in itertools.product(*(range(0, length, TILE) for length in hole.shape)):
+        inner = tuple(slice(start, start + TILE) for start in tile)
+        if not hole[inner].any():
+            continue
+        near = tuple(slice(max(0, start - 2 * BAND), start + TILE + 2 * BAND) for start in tile)
+        missing = hole[near]
+        if missing.all():
+            continue
+        depth = ndimage.distance_transform_edt(missing)  # 1 beside a known pixel
+        weight = share * np.where(missing, 1 - (depth - 1) / RIM, 0).clip(0)[..., None]
+        solved = biharmonic(filled[near], missing & (depth <= BAND))
+        mixed = ((1 - weight) * filled[near] + weight * solved).round().astype(np.uint8)
+        here = tuple(
+            slice(start - beside.start, start - beside.start + TILE) for start, beside in zip(tile, near, strict=True)
+        )
+        smooth[inner] = mixed[here]
+    return smooth
+
+
 GUESSES = {"navier_stokes": navier_stokes, "fsr": fsr_of_thin_parts}
 
 
@@ -89,6 +119,11 @@ def paint(images: Tensor, hole: Tensor, pre_fill: bool, guess: str = "navier_sto
     """
     painted = images.masked_fill(hole, GREY)
     return _filled(GUESSES[guess], painted, hole) if pre_fill else painted
+
+
+def smooth_rims(filled: Tensor, hole: Tensor, share: float) -> Tensor:
+    """`smooth_rim` of each of `filled` (b, 3, H, W) uint8, whose holes (b, 1, H, W) are full; share 0: as they are."""
+    return _filled(functools.partial(smooth_rim, share=share), filled, hole) if share else filled
 
 
 def fill(method: str, images: Tensor, hole: Tensor, workers: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskgit.classical import paint
+from maskgit.classical import paint, smooth_rims
 from maskgit.data import GREY, to_float, to_pixels, to_uint8
 from maskgit.decoding import State, sample
 from maskgit.decoding_config import DecodingConfig
@@ -32,7 +32,8 @@ class InpaintingResult:
     are -1 where nothing was decoded; n is the grid that covers the picture, row by row.
     """
 
-    images: Tensor  # (b, 3, H, W) uint8: the decoder's pixels in the hole, the given ones byte-identical elsewhere
+    images: Tensor  # (b, 3, H, W) uint8: the decoder's pixels in the hole, its rim mixed with biharmonic inpainting
+    # where `decoding.rim` says so; the given ones byte-identical elsewhere
     raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere
     tokens: Tensor  # (b, n) long
     confidence: Tensor  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
@@ -209,7 +210,7 @@ class Completer(Codec):
             last.append(state)
         raw = torch.cat(raw)
         decided, confidence = (torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "confidence"))
-        filled = composite(raw, images[owner], hole[owner])
+        filled = smooth_rims(composite(raw, images[owner], hole[owner]), hole[owner], decoding.rim)
         return InpaintingResult(filled, raw, decided, confidence, hidden[owner])
 
     def _check(self, images: Tensor, hole: Tensor, painted: Tensor | None) -> None:

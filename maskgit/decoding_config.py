@@ -73,6 +73,12 @@ class DecodingConfig(Settings):
         description="first guess, for the encoder and decoders that see it: Navier-Stokes inpainting, or frequency "
         "selective reconstruction of thin parts (fsr)",
     )
+    rim: float = pydantic.Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of biharmonic inpainting in the hole's pixels beside known ones, none 2 pixels farther in",
+    )
 
     @pydantic.field_validator("mask_func")
     @classmethod

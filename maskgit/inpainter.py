@@ -78,6 +78,8 @@ class Inpainter(Completer):
         second_look: float | None = None,
         token_rule: str | None = None,
         pre_fill: bool | None = None,
+        guess: str | None = None,
+        rim: float | None = None,
         margin: int = 0,
         samples: int = 1,
     ) -> InpaintingResult:
@@ -110,7 +112,7 @@ class Inpainter(Completer):
             decoding = self.decoding.changed(
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, codes=codes, sampler=sampler,
                 temperature=temperature, sampling_temperature=sampling_temperature, top_k=top_k, forget=forget,
-                second_look=second_look, token_rule=token_rule, pre_fill=pre_fill,
+                second_look=second_look, token_rule=token_rule, pre_fill=pre_fill, guess=guess, rim=rim,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(str(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None

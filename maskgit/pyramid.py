@@ -91,7 +91,7 @@ def fill_picture(
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
         yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), corner)
     filled = pixels.copy()
-    filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather)
+    filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather, canvas.decoding.rim)
     return filled
 
 

@@ -210,7 +210,7 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     assert first["decoding"] == second["decoding"] == {
         "total_iter": 5, "sweet_spot": 4, "mask_func": "square", "sampler": "maskgit", "temperature": 2.0,
         "sampling_temperature": 0.7, "top_k": 8, "codes": "sampled", "forget": False, "second_look": 0.0,
-        "token_rule": "any", "pre_fill": False, "guess": "navier_stokes",
+        "token_rule": "any", "pre_fill": False, "guess": "navier_stokes", "rim": 0.0,
     }  # fmt: skip
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 

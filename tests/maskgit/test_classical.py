@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage.data import chelsea
 
 from maskgit import classical
-from maskgit.classical import THIN, fsr_of_thin_parts, navier_stokes, paint
+from maskgit.classical import BAND, THIN, biharmonic, fsr_of_thin_parts, navier_stokes, paint, smooth_rim
 from maskgit.data import to_pixels
 from maskgit.masks import thick_parts
 
@@ -87,6 +88,55 @@ def test_the_guess_fsr_is_that_of_thin_parts_and_navier_stokes_of_thick_ones():
     missing = torch.from_numpy(hole)[None, None]
     painted = paint(image.masked_fill(missing, 3), missing, True, "fsr")
     assert np.array_equal(to_pixels(painted[0])[thin], filled[thin])
+
+
+def model_of(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """`pixels` with a hole full of what a model may make of it: the truth, and noise of its own."""
+    noise = np.random.default_rng(0).normal(0, 12, pixels.shape)
+    return np.where(hole[..., None], (pixels + noise).round().clip(0, 255), pixels).astype(np.uint8)
+
+
+def test_a_smooth_rim_is_the_mean_of_two_ways_to_see_it_and_the_model_alone_farther_in():
+    pixels = chelsea()[60:124, 100:164]
+    hole = np.zeros((64, 64), dtype=bool)
+    hole[20:50, 10:40] = hole[5:8, :] = True
+    model = model_of(pixels, hole)
+    smooth, depth = smooth_rim(model, hole, 0.5), ndimage.distance_transform_edt(hole)
+    assert np.array_equal(smooth[~hole], pixels[~hole])
+    assert np.array_equal(smooth[depth >= 3], model[depth >= 3])
+    solved = biharmonic(model, hole & (depth <= BAND))
+    for distance, share in ((1, 0.5), (2, 0.25)):
+        at = depth == distance
+        mean = (1 - share) * model[at] + share * solved[at]
+        assert np.abs(smooth[at] - mean).max() <= 0.5
+    errors = [np.abs(filled.astype(int) - pixels)[depth == 1].mean() for filled in (smooth, model, solved)]
+    assert errors[0] < min(errors[1:])
+    assert np.array_equal(smooth_rim(model, hole, 0), model)
+
+
+def test_a_rim_is_as_smooth_in_tiles(monkeypatch):
+    pixels = np.ascontiguousarray(chelsea()[:200, :150])
+    hole = np.zeros((200, 150), dtype=bool)
+    for row in range(200):
+        hole[row, max(0, row - 60) : max(0, row - 52)] = True
+    hole[:60, 90:] = True  # to the border, and tiles without a known pixel
+    model = model_of(pixels, hole)
+    monkeypatch.setattr(classical, "TILE", 1000)
+    whole = smooth_rim(model, hole, 0.5)
+    monkeypatch.setattr(classical, "TILE", 24)
+    tiles = smooth_rim(model, hole, 0.5)
+    assert np.abs(tiles.astype(int) - whole).max() <= 1 and (tiles != model)[hole].any()
+
+
+def test_rims_are_smooth_where_there_is_something_known():
+    hole = torch.zeros(3, 1, 32, 32, dtype=torch.bool)
+    hole[0, 0, 8:20, 8:20] = hole[1] = True
+    images = torch.stack(
+        [torch.from_numpy(model_of(chelsea()[:32, :32], one[0].numpy())).permute(2, 0, 1) for one in hole]
+    )
+    smooth = classical.smooth_rims(images, hole, 0.5)
+    assert not torch.equal(smooth[0], images[0]) and torch.equal(smooth[1:], images[1:])
+    assert classical.smooth_rims(images, hole, 0.0) is images
 
 
 def test_a_tall_picture_is_done_in_strips_that_see_what_is_beside_them(monkeypatch):

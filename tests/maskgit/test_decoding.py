@@ -650,6 +650,7 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         "token_rule": "any",
         "pre_fill": False,
         "guess": "navier_stokes",
+        "rim": 0.0,
     }
 
 

@@ -246,6 +246,19 @@ def test_further_completions_are_drawn_where_the_first_is_a_mean(inpainters, sid
     assert torch.equal(found.raw[::3], means.raw)
 
 
+@pytest.mark.parametrize("side", [SIZE, 2 * SIZE])
+def test_the_rim_of_a_hole_is_smooth_where_decoding_says_so(inpainters, side):
+    model, images = inpainters["patch"], noise(2).repeat(1, 1, side // SIZE, side // SIZE)
+    hole = torch.zeros_like(images[:, :1], dtype=torch.bool)
+    hole[..., 4:12, 4:12] = True
+    plain, smooth = model(images, hole, samples=2), model(images, hole, samples=2, rim=0.5)
+    holes = hole.repeat_interleave(2, dim=0)
+    assert torch.equal(smooth.images, classical.smooth_rims(plain.images, holes, 0.5))
+    assert torch.equal(smooth.raw, plain.raw) and not torch.equal(smooth.images, plain.images)
+    with pytest.raises(ValueError, match=r"^rim: .* 1, found 2\.0"):
+        model(images, hole, rim=2.0)
+
+
 def test_pictures_arrays_and_tensors_give_the_same(inpainters):
     model, images, hole = inpainters["patch"], noise(2), make_holes("box", 2, SIZE)
     expected = model(images, hole, seed=2)
