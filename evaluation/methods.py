@@ -50,7 +50,8 @@ class Method(Settings):
     )
     vqgan: str = Field("", description="a VQGAN of the same tokens in place of the checkpoint's: its file")
     decoding: dict[str, object] = Field(
-        {}, description="changes of the checkpoint's decoding; of one_pass token_rule and pre_fill, as in its training"
+        {},
+        description="changes of the checkpoint's decoding; of one_pass rim, and, as in training, token_rule, pre_fill",
     )
     tiling: Literal["squares", "windows"] = Field(
         "windows", description="of whole photographs: windows at their own scale, or squares shrunk to the model's size"
@@ -127,14 +128,14 @@ def settings_of(method: Method, networks: Codec | None) -> dict:
     if method.kind == "inpainting":
         settings |= method.model_dump(include={"margin", "mean_of"})
         settings["decoding"] = decoding_of(method, networks).model_dump()
-        for key, value in LATER.items():
-            if settings["decoding"][key] == value:
-                del settings["decoding"][key]
         if needs_seed(method, networks):
             settings["draws"] = DRAWS
     if method.kind == "one_pass":
         decoding = DecodingConfig().changed(**method.decoding)
-        settings["decoding"] = decoding.model_dump(include={"token_rule", "pre_fill"})
+        settings["decoding"] = decoding.model_dump(include={"token_rule", "pre_fill", "rim"})
+    for key, value in LATER.items():
+        if settings.get("decoding", {}).get(key) == value:
+            del settings["decoding"][key]
     return settings
 
 
@@ -168,8 +169,9 @@ def complete(
         raw, tokens = _reconstruct(networks, truth, masked, hole)
         return Completion(composite(raw, truth, hole), raw, tokens)
     if method.kind == "one_pass":
-        raw = _one_pass(networks, masked, hole, DecodingConfig().changed(**method.decoding))
-        return Completion(composite(raw, truth, hole), raw)
+        decoding = DecodingConfig().changed(**method.decoding)
+        raw = _one_pass(networks, masked, hole, decoding)
+        return Completion(classical.smooth_rims(composite(raw, truth, hole), hole, decoding.rim), raw)
     seeds = [mix(seed or 0, index) for index in range(len(truth))]
     result = networks.complete(
         masked, hole, seeds, samples=method.mean_of, margin=method.margin, decoding=decoding_of(method, networks)

@@ -10,7 +10,7 @@ from tiny_networks import CONV, GRID, PATCH, SIZE, save, transformer, vqgan
 
 from evaluation import methods
 from evaluation.methods import Method
-from maskgit.classical import paint
+from maskgit.classical import paint, smooth_rims
 from maskgit.completion import Codec, sample_seed
 from maskgit.data import GREY, to_float
 from maskgit.decoding_config import DecodingConfig
@@ -73,6 +73,9 @@ def test_one_pass_decodes_zero_vectors_where_tokens_are_hidden(inpainter):
     codes = inpainter.codebook[inpainter.encode(painted)]
     codes[inpainter.hide(hole, rule="majority")] = 0
     assert torch.equal(result.raw, inpainter.decode(codes, painted, hole))
+    smooth = filled(inpainter, kind="one_pass", hole=hole, decoding=rules | {"rim": 0.5})
+    assert torch.equal(smooth.images, smooth_rims(result.images, hole, 0.5)) and torch.equal(smooth.raw, result.raw)
+    assert not torch.equal(smooth.images, result.images)
     with pytest.raises(ValueError, match="kind one_pass takes no mean_of"):
         Method(name="x", kind="one_pass", mean_of=2)
 
@@ -164,6 +167,8 @@ def test_settings_tell_weights_and_options_that_matter(inpainter, checkpoint):
     ours = methods.settings_of(Method(name="x", kind="inpainting", checkpoint=str(checkpoint), margin=2), inpainter)
     assert classical == {"kind": "telea"} and set(floor["weights"]) == {"vqgan"}
     assert ours["margin"] == 2 and ours["decoding"] == inpainter.decoding.model_dump(exclude={"guess", "rim"})
+    rim = {"kind": "inpainting", "checkpoint": str(checkpoint), "decoding": {"rim": 0.5}}
+    assert methods.settings_of(Method(name="x", **rim), inpainter)["decoding"]["rim"] == 0.5
     assert ours["weights"]["vqgan"] == floor["weights"]["vqgan"] and "checkpoint" not in ours
 
 
