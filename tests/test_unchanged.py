@@ -11,7 +11,7 @@ from inpainting import Inpainter
 from maskgit.folders import chelsea
 
 BEFORE = Path(__file__).with_name("unchanged.png")  # two crops of chelsea (CC0) under walk, thick, box and half, filled
-TOKENS = "73ea872d50b92fdaa45c5d0134203db23f83290bb2e7ec1876e0fcd791a343fa"
+TOKENS = "d45725b767d369350a6de1a21e83595630ec63251d3fd38e21530770d9b787c6"
 
 
 def filled(inpainter: Inpainter):
