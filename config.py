@@ -168,8 +168,11 @@ class Config(Settings):
             raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
         if self.vqgan_training.guesses.expected and not self.vqgan_training.guesses.transformer:
             raise ValueError("vqgan_training.guesses.expected is of guesses: set vqgan_training.guesses.transformer")
-        if self.vqgan_training.blank and (self.vqgan_training.guesses.transformer or not self.vqgan_training.holes):
-            raise ValueError("vqgan_training.blank hides tokens: set vqgan_training.holes, and no guesses")
+        training = self.vqgan_training
+        if training.blank and (training.guesses.transformer or training.token_noise or not training.holes):
+            raise ValueError(
+                "vqgan_training.blank hides tokens: set vqgan_training.holes, no guesses and no token_noise"
+            )
         if self.transformer.tokens != self.vqgan.grid**2:
             raise ValueError(f"transformer.tokens {self.transformer.tokens}: the VQGAN makes {self.vqgan.grid**2}")
         return self

@@ -15,7 +15,8 @@ def in_one_line() -> None:
     """From now on SIGINT and SIGTERM end the program with a line; for the time until `run_script` takes over."""
 
     def stop(number: int, frame) -> None:
-        os.write(sys.stderr.fileno(), b"stopped before it began\n")
+        with contextlib.suppress(Exception):  # it may be closed
+            os.write(sys.stderr.fileno(), b"stopped before it began\n")
         os._exit(128 + number)
 
     for number in _heeded():

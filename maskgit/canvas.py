@@ -147,15 +147,13 @@ class Canvas:
     def paste(self, cells: Tensor, feather: int = 0, rim: float = 0.0) -> np.ndarray:
         """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole, known ones as they are.
 
-        `rim`: the share of `classical.smooth_rim`. With `feather`, known pixels at most so far from the hole are mixed
-        with those of the cells, the less the farther.
+        `rim`: the share of `classical.smooth_rim`, without effect beside `feather`. With the latter, known pixels at
+        most so far from the hole are mixed with those of the cells, the less the farther.
         """
         decoded = self.decoded(cells)
         filled = np.where(self.hole[..., None], decoded, self.pixels)
-        if rim:
-            filled = smooth_rim(filled, self.hole, rim)
         if not feather:
-            return filled
+            return smooth_rim(filled, self.hole, rim)
         distance = ndimage.distance_transform_edt(~self.hole)[..., None]
         share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
         return np.where(

@@ -89,6 +89,8 @@ def smooth_rim(filled: np.ndarray, hole: np.ndarray, share: float) -> np.ndarray
     Both know what is beside them, and err in different ways: their mean errs less than either. The equation is solved
     for the BAND pixels of the hole along its rim, between what is known and what the model made farther in.
     """
+    if not share:
+        return filled
     smooth = filled.copy()
     for tile in itertools.product(*(range(0, length, TILE) for length in hole.shape)):
         inner = tuple(slice(start, start + TILE) for start in tile)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.settings import Settings
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1, max_length=16)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 

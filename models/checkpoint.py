@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from files import replace_file
 from models.settings import Settings, explain, in_brief, read_config
 
+MOST_BUFFERS = 2**30  # bytes
+
 
 def save_weights(path, module: nn.Module, config: Settings, dtype: torch.dtype = torch.float16, **notes: str) -> None:
     """Writes `module` as a self-describing safetensors file, floating-point tensors cast to `dtype`.
@@ -119,11 +121,22 @@ def build(cls, path, config=None, section: str | None = None):
     """
     tensors, metadata = read_weights(path)
     settings = config if isinstance(config, Settings) else _settings(cls, path, metadata, config, section)
-    with torch.device("meta"):  # settings can ask for more memory than there is
-        check_tensors(cls(settings), tensors, path)
+    check_tensors(_without_memory(cls, settings, path), tensors, path)
     module = cls(settings)
     module.load_state_dict(tensors)
     return module.eval().requires_grad_(False)
+
+
+def _without_memory(cls, settings: Settings, path) -> nn.Module:
+    """A `cls` whose tensors have shapes alone. Raises ValueError where the settings ask for more than memory holds."""
+    try:
+        with torch.device("meta"):
+            module = cls(settings)
+    except (RuntimeError, TypeError, OverflowError) as error:  # shapes beyond 64 bits
+        raise ValueError(f"{path}: its settings ask for a network that is too large") from error
+    if sum(buffer.nbytes for buffer in module.buffers()) > MOST_BUFFERS:  # some are in no file
+        raise ValueError(f"{path}: its settings ask for a network that is too large")
+    return module
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], path) -> None:

@@ -23,6 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from maskgit.canvas import has_grid_of_any_size
+from maskgit.classical import smooth_rim
 from maskgit.completion import Completer, sample_seed
 from maskgit.data import to_pixels
 from maskgit.decoding import State
@@ -123,7 +124,7 @@ class Filling:
         self.painted = self.inpainter.paint(self.crops.images, self.crops.hole, self.decoding)
         self.result = yield from self.inpainter.steps(
             self.crops.images, self.crops.hole, self.seeds, batch_size=self.batch_size, samples=self.samples,
-            margin=self.margin, decoding=self.decoding, painted=self.painted,
+            margin=self.margin, decoding=self.decoding.changed(rim=0.0), painted=self.painted,
         )  # fmt: skip
 
     def share(self, rows: slice, state: State) -> float:
@@ -136,12 +137,13 @@ class Filling:
         return self.decoding.sweet_spot or int(self._total[rows].max())
 
     def completions(self) -> list[np.ndarray]:
-        """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion."""
+        """After the steps: the photo's pixels (H, W, 3) uint8, filled, of each completion; the rim at its own scale."""
         images, raw = self.result.images, self.result.raw
-        return [
+        pasted = (
             paste_crops(self.photo.pixels, self.crops, images[k :: self.samples], raw[k :: self.samples])
             for k in range(self.samples)
-        ]
+        )
+        return [smooth_rim(filled, self.photo.hole, self.decoding.rim) for filled in pasted]
 
 
 class StepPictures:

@@ -155,6 +155,18 @@ def test_leak_is_the_share_of_known_tokens_that_the_hole_changes_by_distance():
         assert (found["leak"] > 0) is (encoder is CONV)
 
 
+@pytest.mark.parametrize("mean_of", [1, 2])
+def test_an_inpainting_row_is_judged_with_its_smooth_rim(inpainter, mean_of):
+    hole = make_holes("box", N, SIZE)
+    plain, smooth = (
+        filled(inpainter, kind="inpainting", hole=hole, mean_of=mean_of, decoding={"rim": rim}) for rim in (0.0, 0.5)
+    )
+    assert torch.equal(plain.raw, smooth.raw) and not torch.equal(plain.images, smooth.images)
+    assert torch.equal(plain.images, composite(plain.raw, truth(), hole))
+    if mean_of == 1:
+        assert torch.equal(smooth.images, smooth_rims(plain.images, hole, 0.5))
+
+
 def test_a_decoding_that_does_not_fit_the_checkpoints_is_named(inpainter):
     row = Method(name="x", kind="inpainting", decoding={"sweet_spot": 9})  # of total_iter 10, but the checkpoint has 4
     with pytest.raises(ValueError, match=r"method x: sweet_spot = 9 must be at most total_iter = 4"):

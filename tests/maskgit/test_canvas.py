@@ -7,7 +7,7 @@ from scipy import ndimage
 from tiny_networks import CONV, DECODING, GRID, SIZE, noise, transformer, vqgan
 
 from maskgit.canvas import Canvas
-from maskgit.classical import navier_stokes
+from maskgit.classical import navier_stokes, smooth_rim
 from maskgit.completion import sample_seed
 from maskgit.data import to_pixels
 from maskgit.inpainter import Inpainter
@@ -116,6 +116,15 @@ def test_feathering_blends_known_pixels_near_the_hole_alone(inpainter):
     difference = np.abs(soft.astype(int) - PICTURE).mean(axis=2)
     means = [difference[distance == length].mean() for length in (1, 2, 3)]
     assert means == sorted(means, reverse=True) and means[0] > 2 * means[2]
+
+
+def test_a_feathered_hole_has_no_smooth_rim(inpainter):
+    hole = hole_at((10, 10, 30, 40))
+    canvas = Canvas(inpainter, PICTURE, hole)
+    *_, state = canvas.steps(0)
+    cells = canvas.decode(state.decodable[0])
+    assert np.array_equal(canvas.paste(cells, rim=0.5), smooth_rim(canvas.paste(cells), hole, 0.5))
+    assert np.array_equal(canvas.paste(cells, 3, rim=0.5), canvas.paste(cells, 3))
 
 
 def test_states_are_of_the_cells_and_hide_ever_fewer(inpainter):

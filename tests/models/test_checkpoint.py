@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_networks import transformer
 from torch import Tensor, nn
 
 from models.checkpoint import build, file_hash, read_weights, save_weights
 from models.settings import Settings
+from models.transformer import Transformer
 
 
 class NetConfig(Settings):
@@ -132,6 +134,21 @@ def test_settings_that_ask_for_more_memory_than_there_is_are_refused_by_the_tens
         ValueError, match=r"net\.safetensors.*linear\.weight is \(2, 3\), expected \(2, 1000000000000\)"
     ):
         build(Net, path)
+
+
+@pytest.mark.parametrize("width", [10**20, 2**62])
+def test_settings_beyond_64_bits_are_refused(tmp_path, width):
+    net, path = make(), tmp_path / "net.safetensors"
+    save_weights(path, net, NetConfig(width=width))
+    with pytest.raises(ValueError, match=r"net\.safetensors: its settings ask for a network that is too large"):
+        build(Net, path)
+
+
+def test_buffers_that_are_in_no_file_are_counted_too(tmp_path):
+    net, path = transformer(), tmp_path / "net.safetensors"
+    save_weights(path, net, net.config.model_copy(update={"tokens": 40_000**2}))
+    with pytest.raises(ValueError, match=r"net\.safetensors: its settings ask for a network that is too large"):
+        Transformer.load(path)
 
 
 def test_of_many_misfits_three_are_named_one_of_each_kind_first(tmp_path):

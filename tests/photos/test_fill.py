@@ -9,6 +9,7 @@ from PIL import Image
 from skimage.data import chelsea
 from tiny_networks import DECODING, SIZE, transformer, vqgan
 
+from maskgit.classical import smooth_rim
 from maskgit.completion import InpaintingResult, sample_seed
 from maskgit.data import GREY, to_uint8
 from maskgit.decoding_config import DecodingConfig
@@ -69,6 +70,15 @@ def test_known_pixels_stay_and_the_whole_hole_is_filled(box):
     assert np.array_equal(photo.pixels, before) and np.array_equal(pixels[~photo.hole], before[~photo.hole])
     assert abs(pixels[photo.hole].mean() - 200) < 25  # Lanczos overshoots in narrow holes
     assert bool(notes) == (max(box[2:]) > 8)
+
+
+def test_the_rim_of_a_shrunken_square_is_smooth_at_the_scale_of_the_photo():
+    """Once: what is brought up has not been smoothed before."""
+    photo = read_photo(CAT, box=(100, 100, 90, 70))
+    stub = Stub(bias=20)
+    plain, smooth = (squares(stub, photo, decoding=DecodingConfig(rim=rim))[0][0] for rim in (0.0, 0.5))
+    assert stub.asked["decoding"].rim == 0 and not np.array_equal(plain, smooth)
+    assert np.array_equal(smooth, smooth_rim(plain, photo.hole, 0.5))
 
 
 @pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 200), (15, 16), (16, 16), (17, 33), (3, 5)])
