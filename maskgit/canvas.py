@@ -151,14 +151,11 @@ class Canvas:
         most so far from the hole are mixed with those of the cells, the less the farther.
         """
         decoded = self.decoded(cells)
-        filled = np.where(self.hole[..., None], decoded, self.pixels)
         if not feather:
-            return smooth_rim(filled, self.hole, rim)
+            return smooth_rim(np.where(self.hole[..., None], decoded, self.pixels), self.hole, rim)
         distance = ndimage.distance_transform_edt(~self.hole)[..., None]
         share = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
-        return np.where(
-            self.hole[..., None], filled, (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
-        )
+        return (share * decoded + (1 - share) * self.pixels).round().astype(np.uint8)
 
     def _padded(self, array: np.ndarray) -> np.ndarray:
         """A picture's array (H, W, ...), mirrored to multiples of f, at least the model's size."""

@@ -32,8 +32,7 @@ class InpaintingResult:
     are -1 where nothing was decoded; n is the grid that covers the picture, row by row.
     """
 
-    images: Tensor  # (b, 3, H, W) uint8: the decoder's pixels in the hole, its rim mixed with biharmonic inpainting
-    # where `decoding.rim` says so; the given ones byte-identical elsewhere
+    images: Tensor  # (b, 3, H, W) uint8: the given pixels byte-identical, the decoder's in the hole, mixed at `rim`
     raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere
     tokens: Tensor  # (b, n) long
     confidence: Tensor  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
