@@ -23,10 +23,11 @@ def slow_packages(tmp_path_factory) -> Path:
     return folder
 
 
-def start(script: str, packages: Path, **options) -> subprocess.Popen:
-    """A script that has come to its imports."""
+def start(script: str, packages: Path, interrupt=signal.SIG_DFL) -> subprocess.Popen:
+    """A script that has come to its imports; `interrupt`: what SIGINT does, whatever here."""
     process = subprocess.Popen([sys.executable, str(ROOT / script)], env=os.environ | {"PYTHONPATH": str(packages)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt))  # fmt: skip
     assert process.stdout.readline() == "importing\n"
     return process
 
@@ -50,7 +51,7 @@ def test_a_signal_while_a_script_imports_ends_it_with_a_line(script, number, slo
 
 def test_ctrl_c_that_is_ignored_stays_so_while_a_script_imports(slow_packages):
     """A job in the background."""
-    process = start(SCRIPTS[0], slow_packages, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process = start(SCRIPTS[0], slow_packages, signal.SIG_IGN)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.5)
