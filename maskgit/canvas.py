@@ -7,6 +7,7 @@
 H and W are made multiples of f, and at least the model's size, by mirroring the picture at its border.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,6 +32,11 @@ def has_grid_of_any_size(inpainter: Completer) -> bool:
     return inpainter.vqgan.config.encoder.kind == "patch"
 
 
+def mirrored(array: np.ndarray) -> np.ndarray:
+    """A picture's array (H, W, ...), left and right exchanged."""
+    return np.ascontiguousarray(array[:, ::-1])
+
+
 def check_encoder(inpainter: Completer) -> None:
     """Raises ValueError for a VQGAN that has no grid of any size."""
     if not has_grid_of_any_size(inpainter):
@@ -48,11 +54,13 @@ def paint_picture(
 class Canvas:
     """A picture's hole in the making.
 
-    guess (H, W, 3) uint8: what the hole is painted with, for the encoder and the decoder; None: as `Completer.paint`
-        does
+    guess (H, W, 3) uint8: what the hole is painted with; None: as `Completer.paint` does
     trusted (H, W) bool: where the guess is to be followed: codes near to it are more probable there, as trust times the
-        cosine of their vectors is added to the logits; None: nowhere
+        cosine of their vectors is added to the logits, and the encoder sees it all; None: nowhere
     decoding, margin, batch_size: as of `Completer.complete`
+
+    raw (H, W, 3) uint8, after `finish`: the decoder's pixels wherever there are cells, the given ones elsewhere; with
+    `decoding.self_ensemble` their mean with those of `twin`, the canvas of the mirrored picture.
 
     Raises ValueError without a missing pixel, and for a VQGAN whose tokens depend on more than their patch.
     """
@@ -89,7 +97,7 @@ class Canvas:
         rows, columns = self.windows.cells.T
         self.hidden = hidden[rows, columns][None].to(inpainter.device)  # (1, n)
         shown = self.painted
-        if guess is None and not self.decoding.pre_fill:
+        if trusted is None and not self.decoding.pre_fill:
             shown = self.painted.masked_fill(self.missing, GREY)
         parts = [self._latents(part) for part in shown.split(CELLS)]
         latents = torch.cat(parts)  # (n, e)
@@ -100,6 +108,12 @@ class Canvas:
         if trusted is not None:
             follow = self.windows.gather(self._padded(trusted)[..., None]).flatten(1).any(dim=1, keepdim=True)
             self.pull = trust * latents * follow.to(latents.device)
+        self.raw = self.twin = None
+        if self.decoding.self_ensemble:
+            followed = None if trusted is None else mirrored(self._padded(trusted))
+            options = {"guess": mirrored(painted), "trusted": followed, "trust": trust, "margin": margin}
+            pictures, alone = map(mirrored, (padded, missing)), self.decoding.changed(self_ensemble=False)
+            self.twin = Canvas(inpainter, *pictures, alone, **options, batch_size=batch_size)
 
     @torch.no_grad()
     def _latents(self, cells: Tensor) -> Tensor:
@@ -144,13 +158,21 @@ class Canvas:
         height, width = self.hole.shape
         return padded[:height, :width]
 
-    def paste(self, cells: Tensor, feather: int = 0, rim: float = 0.0) -> np.ndarray:
-        """The picture (H, W, 3) with pixels of the cells (n, 3, f, f) uint8 in its hole, known ones as they are.
+    def finish(self, state: State, seed: int) -> None:
+        """Makes `raw` of the last `state` of `steps(seed)`."""
+        self.raw = self.decoded(self.decode(state.decodable[0]))
+        if self.twin:
+            self.twin.finish(deque(self.twin.steps(seed), maxlen=1).pop(), seed)
+            height, width = self.hole.shape
+            other = mirrored(self.twin.raw)[:height, :width]
+            self.raw = np.mean([self.raw, other], axis=0).round().astype(np.uint8)
+
+    def paste(self, decoded: np.ndarray, feather: int = 0, rim: float = 0.0) -> np.ndarray:
+        """The picture (H, W, 3) with the pixels of `decoded` (H, W, 3) uint8 in its hole, known ones as they are.
 
         `rim`: the share of `classical.smooth_rim`, without effect beside `feather`. With the latter, known pixels at
-        most so far from the hole are mixed with those of the cells, the less the farther.
+        most so far from the hole are mixed with the decoded ones, the less the farther.
         """
-        decoded = self.decoded(cells)
         if not feather:
             return smooth_rim(np.where(self.hole[..., None], decoded, self.pixels), self.hole, rim)
         distance = ndimage.distance_transform_edt(~self.hole)[..., None]

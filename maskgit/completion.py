@@ -192,7 +192,11 @@ class Completer(Codec):
         seeds = checked_seeds(seeds, len(images))
         decoding = decoding or self.decoding
         painted = self.paint(images, hole, decoding) if painted is None else painted
-        size = images_at_once(self.device) if batch_size is None else batch_size
+        size, twin = images_at_once(self.device) if batch_size is None else batch_size, None
+        if decoding.self_ensemble:
+            options = {"batch_size": batch_size, "samples": samples, "margin": margin, "painted": painted.flip(-1)}
+            alone = decoding.changed(self_ensemble=False, rim=0.0)
+            twin = self.complete(images.flip(-1), hole.flip(-1), seeds, decoding=alone, **options).raw.flip(-1)
         shown = painted if decoding.pre_fill else paint(images, hole, False)
         tokens = torch.cat([self.encode(batch) for batch in shown.split(size)])
         hidden = self.hide(hole, margin, decoding.token_rule)
@@ -208,6 +212,8 @@ class Completer(Codec):
             raw.append(self.decode(state.decodable, painted[mine], hole[mine]))
             last.append(state)
         raw = torch.cat(raw)
+        if twin is not None:
+            raw = torch.stack((raw, twin)).float().mean(dim=0).round().to(torch.uint8)
         decided, confidence = (torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "confidence"))
         filled = smooth_rims(composite(raw, images[owner], hole[owner]), hole[owner], decoding.rim)
         return InpaintingResult(filled, raw, decided, confidence, hidden[owner])

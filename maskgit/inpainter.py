@@ -80,6 +80,7 @@ class Inpainter(Completer):
         pre_fill: bool | None = None,
         guess: str | None = None,
         rim: float | None = None,
+        self_ensemble: bool | None = None,
         margin: int = 0,
         samples: int = 1,
     ) -> InpaintingResult:
@@ -113,6 +114,7 @@ class Inpainter(Completer):
                 total_iter=steps, mask_func=schedule, sweet_spot=sweet_spot, codes=codes, sampler=sampler,
                 temperature=temperature, sampling_temperature=sampling_temperature, top_k=top_k, forget=forget,
                 second_look=second_look, token_rule=token_rule, pre_fill=pre_fill, guess=guess, rim=rim,
+                self_ensemble=self_ensemble,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(str(error).replace("total_iter", "steps").replace("mask_func", "schedule")) from None

@@ -90,8 +90,9 @@ def fill_picture(
     for state in canvas.steps(seed):
         done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
         yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), corner)
+    canvas.finish(state, seed)
     filled = pixels.copy()
-    filled[rows, columns] = canvas.paste(canvas.decode(state.decodable[0]), feather, canvas.decoding.rim)
+    filled[rows, columns] = canvas.paste(canvas.raw, feather, canvas.decoding.rim)
     return filled
 
 
@@ -127,7 +128,7 @@ def _completed(inpainter: Completer, pixels, hole, seed: int, decoding, margin: 
         filled = finish(fill_picture(inpainter, pixels, hole, seed, decoding, margin=margin), latest.append)
         ((_, canvas, state, _, (top, left)),), raw = latest, pixels.copy()
         height, width = canvas.hole.shape
-        raw[top : top + height, left : left + width] = canvas.decoded(canvas.decode(state.decodable[0]))
+        raw[top : top + height, left : left + width] = canvas.raw
         where = (canvas.windows.cells + torch.tensor((top // factor, left // factor))).unbind(dim=1)
         for of_grid, of_cells in ((tokens, state.tokens), (confidence, state.confidence), (hidden, canvas.hidden)):
             of_grid[where] = of_cells[0].cpu()

@@ -110,7 +110,7 @@ class WatchedWindows:
         canvas, hidden = step.canvas, step.state.hidden[0].cpu()
         cells = canvas.decode(self.inpainter.shown(step.state)[0])
         cells = torch.where(hidden[:, None, None, None], torch.full_like(cells, GREY), cells)
-        picture = Image.fromarray(canvas.paste(cells))
+        picture = Image.fromarray(canvas.paste(canvas.decoded(cells)))
         size = tuple(length << step.level for length in picture.size)
         larger = np.asarray(picture.resize(size, Image.Resampling.BILINEAR) if step.level else picture)
         top, left = (at - side.start for at, side in zip(step.corner, self.area, strict=True))

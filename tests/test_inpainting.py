@@ -165,9 +165,10 @@ def test_overview_shows_truth_hole_four_steps_and_the_result_at_twice_the_size(r
 
 
 def test_forgetting_the_second_look_and_the_token_rule_reach_the_inpainter(run, lab, inpainters):
-    flags = ("--forget", "--second_look", 0.5, "--token-rule", "majority", "--pre_fill")
+    flags = ("--forget", "--second_look", 0.5, "--token-rule", "majority", "--pre_fill", "--self-ensemble")
     out = run(*lab.flags, *flags, "--grids", 1)
     options = {"forget": True, "second_look": 0.5, "token_rule": "majority", "pre_fill": True}
+    options |= {"self_ensemble": True}
     expected = inpainters["patch"](lab.truth, lab.hole, **options)
     assert torch.equal(read_all(out / "test_results"), expected.images)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -210,7 +211,7 @@ def test_flags_are_understood_with_hyphens_and_with_underscores(run, lab):
     assert first["decoding"] == second["decoding"] == {
         "total_iter": 5, "sweet_spot": 4, "mask_func": "square", "sampler": "maskgit", "temperature": 2.0,
         "sampling_temperature": 0.7, "top_k": 8, "codes": "sampled", "forget": False, "second_look": 0.0,
-        "token_rule": "any", "pre_fill": False, "guess": "navier_stokes", "rim": 0.0,
+        "token_rule": "any", "pre_fill": False, "guess": "navier_stokes", "rim": 0.0, "self_ensemble": False,
     }  # fmt: skip
     assert torch.equal(*(read_all(out / "test_results") for out in outs))
 

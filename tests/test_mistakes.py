@@ -380,7 +380,8 @@ CHECKPOINTS = [
         2, (copy("another/transformer.safetensors", "model/transformer.safetensors"),)),
     Row("an unknown key in decoding.yml", MASKED,
         "error: model/decoding.yml: steps: unknown key, known are: total_iter, sweet_spot, mask_func, sampler, "
-        "temperature, sampling_temperature, top_k, codes, forget, second_look, token_rule, pre_fill, guess, rim", 2,
+        "temperature, sampling_temperature, top_k, codes, forget, second_look, token_rule, pre_fill, guess, rim, "
+        "self_ensemble", 2,
         (write("model/decoding.yml", "steps: 3"),)),
     Row("a wrong type in decoding.yml", MASKED,
         "error: model/decoding.yml: total_iter: expected a whole number from 1, or auto, found 'many'", 2,

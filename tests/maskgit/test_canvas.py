@@ -20,7 +20,8 @@ PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint
 
 def filled_by(canvas: Canvas, seed: int = 0, feather: int = 0) -> np.ndarray:
     *_, state = canvas.steps(seed)
-    return canvas.paste(canvas.decode(state.decodable[0]), feather)
+    canvas.finish(state, seed)
+    return canvas.paste(canvas.raw, feather)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,10 @@ def hole_at(*boxes, shape=(45, 62)) -> np.ndarray:
 # --- one scale ---
 
 
-@pytest.mark.parametrize("codes", ["sampled", "expected", "mixed"])
+@pytest.mark.parametrize("options", [{}, {"codes": "expected"}, {"codes": "mixed"}, {"self_ensemble": True}])
 @pytest.mark.parametrize("margin", [0, 1])
-def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter, codes, margin):
-    images, hole, decoding = noise(1, seed=4), make_holes("walk", 1, SIZE), inpainter.decoding.changed(codes=codes)
+def test_a_picture_of_the_models_size_is_filled_as_the_inpainter_does(inpainter, options, margin):
+    images, hole, decoding = noise(1, seed=4), make_holes("walk", 1, SIZE), inpainter.decoding.changed(**options)
     expected = inpainter.complete(images, hole, [7], decoding=decoding, margin=margin)
     canvas = Canvas(inpainter, to_pixels(images[0]), hole[0, 0].numpy(), decoding, margin=margin)
     assert np.array_equal(filled_by(canvas, 7), to_pixels(expected.images[0]))
@@ -85,6 +86,27 @@ def test_beyond_the_border_the_picture_is_mirrored_and_asks_for_no_iterations(in
     assert np.array_equal(painted[10:12], painted[8:10][::-1]) and np.array_equal(painted[:, 11], painted[:, 10])
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_self_ensemble_fills_a_mirrored_picture_with_the_mirror_image(coarse):
+    torch.manual_seed(1)
+    inpainter = Inpainter(vqgan(known_width=4), transformer(), DECODING.changed(total_iter=1, codes="expected"), "cpu")
+    pixels = np.tile(PICTURE, (2, 2, 1))[:48, :64]  # whole cells at both scales
+    hole = hole_at((10, 16, 40, 48), (2, 9, 6, 20), shape=(48, 64))
+
+    def both_ways(ensemble: bool) -> list[np.ndarray]:
+        decoding = inpainter.decoding.changed(self_ensemble=ensemble)
+        pairs = (pixels, hole), (pixels[:, ::-1].copy(), hole[:, ::-1].copy())
+        one, other = (finish(fill_picture(inpainter, *pair, decoding=decoding, coarse=coarse)) for pair in pairs)
+        return [one.astype(int), other[:, ::-1].astype(int)]
+
+    one, other = both_ways(True)
+    assert np.abs(one - other).max() <= 1  # windows are added in another order
+    ways = both_ways(False)
+    assert np.abs(ways[0] - ways[1])[hole].mean() > 5
+    if not coarse:  # else the guess from the coarser scale is another one
+        assert np.abs(one - np.mean(ways, axis=0)).max() <= 1
+
+
 def test_windows_far_from_the_hole_are_never_computed(inpainter, monkeypatch):
     seen = []
     predict = inpainter.predict
@@ -122,9 +144,9 @@ def test_a_feathered_hole_has_no_smooth_rim(inpainter):
     hole = hole_at((10, 10, 30, 40))
     canvas = Canvas(inpainter, PICTURE, hole)
     *_, state = canvas.steps(0)
-    cells = canvas.decode(state.decodable[0])
-    assert np.array_equal(canvas.paste(cells, rim=0.5), smooth_rim(canvas.paste(cells), hole, 0.5))
-    assert np.array_equal(canvas.paste(cells, 3, rim=0.5), canvas.paste(cells, 3))
+    canvas.finish(state, 0)
+    assert np.array_equal(canvas.paste(canvas.raw, rim=0.5), smooth_rim(canvas.paste(canvas.raw), hole, 0.5))
+    assert np.array_equal(canvas.paste(canvas.raw, 3, rim=0.5), canvas.paste(canvas.raw, 3))
 
 
 def test_states_are_of_the_cells_and_hide_ever_fewer(inpainter):
@@ -228,7 +250,7 @@ def test_the_coarse_result_is_the_guess_of_the_finer_scale(inpainter, monkeypatc
     coarse, fine = (step for step in fill_picture(inpainter, pixels, hole) if not step.state.hidden.any())
     assert ["guess" in options for options in given] == [False, True]
     guess, trusted = given[1]["guess"], given[1]["trusted"]  # of what is within a window of the hole
-    rough = coarse.canvas.paste(coarse.canvas.decode(coarse.state.decodable[0]))
+    rough = coarse.canvas.paste(coarse.canvas.raw)
     ((box, thick),) = around_thick_parts(fine.canvas.hole, SIZE)
     assert np.array_equal(guess[box][thick], doubled(rough, thick.shape)[thick])
     thin = fine.canvas.hole.copy()

@@ -651,6 +651,7 @@ def test_defaults_are_maskgit_with_ten_cosine_steps():
         "pre_fill": False,
         "guess": "navier_stokes",
         "rim": 0.0,
+        "self_ensemble": False,
     }
 
 

@@ -13,11 +13,12 @@ from tiny_networks import CODES, DECODING, GRID, SIZE, noise, save, states_of, t
 from torch import nn
 
 from maskgit import classical
+from maskgit.classical import smooth_rims
 from maskgit.completion import sample_seed
 from maskgit.data import GREY, to_float, to_pixels, to_uint8
 from maskgit.decoding_config import DecodingConfig
 from maskgit.inpainter import Inpainter
-from maskgit.masks import FAMILIES, make_holes, to_hidden
+from maskgit.masks import FAMILIES, composite, make_holes, to_hidden
 
 
 def equal(one, other) -> bool:
@@ -84,6 +85,25 @@ def test_raw_differs_from_the_composited_picture_outside_the_hole_alone(inpainte
     filled = inpainter(images, hole)
     assert torch.equal((filled.raw != filled.images) & hole, torch.zeros_like(images, dtype=torch.bool))
     assert (filled.raw != filled.images)[~hole.expand_as(images)].float().mean() > 0.9
+
+
+@settings(max_examples=20, deadline=None)
+@given(hole=any_holes, seed=st.integers(0, 1000), samples=st.integers(1, 2))
+@example(hole=MIXED, seed=3, samples=2)
+def test_a_self_ensemble_is_the_mean_of_what_is_made_of_the_image_and_of_its_mirror_image(
+    inpainter, hole, seed, samples
+):
+    images, seeds = noise(2, seed), [seed, seed + 1]
+    one = inpainter(images, hole, seed=seeds, samples=samples)
+    other = inpainter(images.flip(-1), hole.flip(-1), seed=seeds, samples=samples)
+    both = inpainter(images, hole, seed=seeds, samples=samples, self_ensemble=True, rim=0.5)
+    mean = torch.stack((one.raw, other.raw.flip(-1))).double().mean(dim=0)
+    assert (both.raw - mean).abs().max() <= 0.5
+    every = hole.repeat_interleave(samples, dim=0)
+    filled = composite(both.raw, images.repeat_interleave(samples, dim=0), every)
+    assert torch.equal(both.images, smooth_rims(filled, every, 0.5))
+    for name in ("tokens", "confidence", "hidden"):
+        assert torch.equal(getattr(both, name), getattr(one, name))
 
 
 @settings(max_examples=20, deadline=None)
