@@ -128,8 +128,9 @@ def machine(device: torch.device) -> dict:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        place = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL}  # it may be no clone, but an archive
         for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"]):
-            git.append(subprocess.check_output(["git", *command], cwd=Path(__file__).parent, text=True).strip())
+            git.append(subprocess.check_output(["git", *command], **place, text=True).strip())
     return {
         "cpu": cpu,
         "instructions": torch.backends.cpu.get_cpu_capability(),

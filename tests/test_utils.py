@@ -15,6 +15,7 @@ from utils import (
     has_bfloat16,
     join_processes,
     log,
+    machine,
     mix,
     pick_device,
     profile,
@@ -28,6 +29,12 @@ def test_mix_is_a_function_of_all_its_numbers_and_their_order():
     seeds = {mix(a, b, c) for a in range(6) for b in range(6) for c in range(6)}
     assert len(seeds) == 6**3 and mix(1, 2, 3) == mix(1, 2, 3)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_outside_a_clone_a_machine_has_no_commit_and_git_says_nothing(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("utils.__file__", str(tmp_path / "utils.py"))
+    assert machine(CPU)["commit"] is None
+    assert capfd.readouterr() == ("", "")
 
 
 def test_mix_tells_zeros_at_the_end_apart_and_keeps_every_other_seed():
