@@ -159,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
              help="Navier-Stokes inpainting, or frequency selective reconstruction of thin parts")  # fmt: skip
     add_flag(how, "--rim", type=at_least(0), metavar="X", help="share of biharmonic inpainting beside known pixels")
     add_flag(how, "--self-ensemble", action=argparse.BooleanOptionalAction,
-             help="the mean with what is made of its mirror image: smaller errors, softer, twice the time")  # fmt: skip
+             help="the mean with that of its mirror image: smaller errors, softer, up to twice as long")  # fmt: skip
     run_time = parser.add_argument_group("running")
     add_flag(run_time, "--batch-size", type=whole(1),
              help="images at once (default: 8 on a CPU, whose caches hold no more, else 64)")  # fmt: skip

@@ -7,7 +7,6 @@
 H and W are made multiples of f, and at least the model's size, by mirroring the picture at its border.
 """
 
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,7 +19,7 @@ from maskgit.completion import Completer
 from maskgit.data import GREY, to_pixels
 from maskgit.decoding import State, sample
 from maskgit.decoding_config import DecodingConfig
-from maskgit.masks import to_hidden
+from maskgit.masks import mean_of, to_hidden
 from maskgit.windows import WindowPredictor, blending, windows_over
 from utils import images_at_once
 
@@ -30,11 +29,6 @@ CELLS = 4096  # encoded at once
 def has_grid_of_any_size(inpainter: Completer) -> bool:
     """Whether each token of its VQGAN depends on its patch alone."""
     return inpainter.vqgan.config.encoder.kind == "patch"
-
-
-def mirrored(array: np.ndarray) -> np.ndarray:
-    """A picture's array (H, W, ...), left and right exchanged."""
-    return np.ascontiguousarray(array[:, ::-1])
 
 
 def check_encoder(inpainter: Completer) -> None:
@@ -51,16 +45,23 @@ def paint_picture(
     return to_pixels(inpainter.paint(images, missing, decoding)[0])
 
 
+def mirrored(array: np.ndarray) -> np.ndarray:
+    """A picture's array (H, W, ...), left and right exchanged."""
+    return np.ascontiguousarray(array[:, ::-1])
+
+
 class Canvas:
     """A picture's hole in the making.
 
     guess (H, W, 3) uint8: what the hole is painted with; None: as `Completer.paint` does
     trusted (H, W) bool: where the guess is to be followed: codes near to it are more probable there, as trust times the
-        cosine of their vectors is added to the logits, and the encoder sees it all; None: nowhere
+        cosine of their vectors is added to the logits. With it the encoder sees all of the guess, whatever `pre_fill`
+        says. None: nowhere
     decoding, margin, batch_size: as of `Completer.complete`
 
-    raw (H, W, 3) uint8, after `finish`: the decoder's pixels wherever there are cells, the given ones elsewhere; with
-    `decoding.self_ensemble` their mean with those of `twin`, the canvas of the mirrored picture.
+    twin: with `decoding.self_ensemble` the canvas of the mirrored picture, of a mirrored guess; else None
+    raw (H, W, 3) uint8, None before `render`: the decoder's pixels wherever there are cells, the given ones elsewhere;
+        with a twin their mean with those of the twin
 
     Raises ValueError without a missing pixel, and for a VQGAN whose tokens depend on more than their patch.
     """
@@ -108,12 +109,13 @@ class Canvas:
         if trusted is not None:
             follow = self.windows.gather(self._padded(trusted)[..., None]).flatten(1).any(dim=1, keepdim=True)
             self.pull = trust * latents * follow.to(latents.device)
-        self.raw = self.twin = None
+        self.twin = self.raw = None
         if self.decoding.self_ensemble:
-            followed = None if trusted is None else mirrored(self._padded(trusted))
-            options = {"guess": mirrored(painted), "trusted": followed, "trust": trust, "margin": margin}
-            pictures, alone = map(mirrored, (padded, missing)), self.decoding.changed(self_ensemble=False)
-            self.twin = Canvas(inpainter, *pictures, alone, **options, batch_size=batch_size)
+            self.twin = Canvas(
+                inpainter, mirrored(padded), mirrored(missing), self.decoding.changed(self_ensemble=False),
+                guess=mirrored(painted), trusted=None if trusted is None else mirrored(self._padded(trusted)),
+                trust=trust, margin=margin, batch_size=batch_size,
+            )  # fmt: skip
 
     @torch.no_grad()
     def _latents(self, cells: Tensor) -> Tensor:
@@ -158,14 +160,14 @@ class Canvas:
         height, width = self.hole.shape
         return padded[:height, :width]
 
-    def finish(self, state: State, seed: int) -> None:
-        """Makes `raw` of the last `state` of `steps(seed)`."""
+    def render(self, state: State, mirror_image: State | None = None) -> None:
+        """Makes `raw` of the last state of `steps`, and of that of the twin's where there is a twin."""
         self.raw = self.decoded(self.decode(state.decodable[0]))
         if self.twin:
-            self.twin.finish(deque(self.twin.steps(seed), maxlen=1).pop(), seed)
+            self.twin.render(mirror_image)
             height, width = self.hole.shape
-            other = mirrored(self.twin.raw)[:height, :width]
-            self.raw = np.mean([self.raw, other], axis=0).round().astype(np.uint8)
+            pictures = self.raw, mirrored(self.twin.raw)[:height, :width]
+            self.raw = mean_of(*map(torch.from_numpy, pictures)).numpy()
 
     def paste(self, decoded: np.ndarray, feather: int = 0, rim: float = 0.0) -> np.ndarray:
         """The picture (H, W, 3) with the pixels of `decoded` (H, W, 3) uint8 in its hole, known ones as they are.

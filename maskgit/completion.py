@@ -18,7 +18,7 @@ from maskgit.classical import paint, smooth_rims
 from maskgit.data import GREY, to_float, to_pixels, to_uint8
 from maskgit.decoding import State, sample
 from maskgit.decoding_config import DecodingConfig
-from maskgit.masks import composite, to_hidden
+from maskgit.masks import composite, mean_of, to_hidden
 from models.transformer import Transformer
 from models.vqgan import VQGAN
 from utils import autocast, finish, images_at_once, memory_format, mix, pick_device
@@ -29,11 +29,12 @@ class InpaintingResult:
     """What an `Inpainter` returns: a row for each completion.
 
     Of pictures of another size than the model's, whose hole alone is looked at: `raw` is the given picture and tokens
-    are -1 where nothing was decoded; n is the grid that covers the picture, row by row.
+    are -1 where nothing was decoded; n is the grid that covers the picture, row by row. With self_ensemble, tokens and
+    confidence are those of the picture as it is, not of its mirror image.
     """
 
     images: Tensor  # (b, 3, H, W) uint8: the given pixels byte-identical, the decoder's in the hole, mixed at `rim`
-    raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere
+    raw: Tensor  # (b, 3, H, W) uint8: the decoder's pixels everywhere, with self_ensemble the mean of both ways
     tokens: Tensor  # (b, n) long
     confidence: Tensor  # (b, n) in [0, 1]: the probability of each code when it was decided, 1 if known
     hidden: Tensor  # (b, n) bool: at the start
@@ -213,7 +214,7 @@ class Completer(Codec):
             last.append(state)
         raw = torch.cat(raw)
         if twin is not None:
-            raw = torch.stack((raw, twin)).float().mean(dim=0).round().to(torch.uint8)
+            raw = mean_of(raw, twin)
         decided, confidence = (torch.cat([getattr(state, name) for state in last]) for name in ("tokens", "confidence"))
         filled = smooth_rims(composite(raw, images[owner], hole[owner]), hole[owner], decoding.rim)
         return InpaintingResult(filled, raw, decided, confidence, hidden[owner])

@@ -81,8 +81,8 @@ class DecodingConfig(Settings):
     )
     self_ensemble: bool = pydantic.Field(
         False,
-        description="the mean of what is made of the picture and of its mirror image (geometric self-ensemble, arXiv "
-        "1707.02921): smaller errors, softer pictures, twice the time",
+        description="the mean of what is made of the picture and of its mirror image, first guess and all (geometric "
+        "self-ensemble, arXiv 1707.02921): smaller errors, softer pictures, the networks run twice",
     )
 
     @pydantic.field_validator("mask_func")

@@ -201,6 +201,11 @@ def to_hidden(hole: Tensor, grid: int | tuple[int, int], margin: int = 0, rule: 
     return hidden.reshape(b, h * w)
 
 
+def mean_of(one: Tensor, other: Tensor) -> Tensor:
+    """The mean of two uint8 tensors, halves rounded up."""
+    return ((one.to(torch.int16) + other + 1) >> 1).to(torch.uint8)
+
+
 def composite(filled: Tensor, images: Tensor, hole: Tensor) -> Tensor:
     """`filled` where the hole is, `images` elsewhere: (b, c, H, W), known values bit-identical to those of `images`.
 

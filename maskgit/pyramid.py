@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
     level: int  # 0: the picture's own scale, 1: half of it, ...
     canvas: Canvas
-    state: State
+    state: State  # of the picture as it is; while its mirror image is being filled (self_ensemble), the last one
     share: float  # of the work that is done, in [0, 1]
     corner: tuple[int, int]  # row and column of its first pixel in the picture at its own scale
 
@@ -87,10 +87,13 @@ def fill_picture(
             trusted[box] |= thick
         guess = {"guess": paint_picture(inpainter, rough, missing & ~trusted, decoding), "trusted": trusted}
     canvas = Canvas(inpainter, part, missing, decoding, **guess, **options)
-    for state in canvas.steps(seed):
-        done = 1 - float(state.hidden.sum() / canvas.hidden.sum().clamp(min=1))
-        yield Step(level, canvas, state, span[0] + done * (span[1] - span[0]), corner)
-    canvas.finish(state, seed)
+    ways, last = [canvas, canvas.twin] if canvas.twin else [canvas], []
+    for number, way in enumerate(ways):
+        for state in way.steps(seed):
+            done = (number + 1 - float(state.hidden.sum() / way.hidden.sum().clamp(min=1))) / len(ways)
+            yield Step(level, canvas, last[0] if last else state, span[0] + done * (span[1] - span[0]), corner)
+        last.append(state)
+    canvas.render(*last)
     filled = pixels.copy()
     filled[rows, columns] = canvas.paste(canvas.raw, feather, canvas.decoding.rim)
     return filled

@@ -88,16 +88,18 @@ class WatchedWindows:
     def steps(self) -> Iterator[Progress]:
         for number, seed in enumerate(self.seeds):
             own = seed, self.decoding.of_completion(number)
-            steps = fill_picture(self.inpainter, self.photo.pixels, self.photo.hole, *own)
+            steps, shown = fill_picture(self.inpainter, self.photo.pixels, self.photo.hole, *own), None
             while True:
                 try:
                     step = next(steps)
                 except StopIteration as end:
                     self._filled.append(end.value)
                     break
-                self._show(number, step)
-                if number == 0:
-                    self._film.append(self._now[0].copy())
+                if step.state is not shown:  # not so while a mirror image is being filled
+                    self._show(number, step)
+                    if number == 0:
+                        self._film.append(self._now[0].copy())
+                shown = step.state
                 scale = f", at 1/{2**step.level} of the scale" if step.level else ""
                 which = f"Completion {number + 1} of {len(self.seeds)}: " if len(self.seeds) > 1 else ""
                 share = (number + step.share) / len(self.seeds)

@@ -6,12 +6,12 @@ import torch
 from scipy import ndimage
 from tiny_networks import CONV, DECODING, GRID, SIZE, noise, transformer, vqgan
 
-from maskgit.canvas import Canvas
+from maskgit.canvas import Canvas, mirrored, paint_picture
 from maskgit.classical import navier_stokes, smooth_rim
 from maskgit.completion import sample_seed
 from maskgit.data import to_pixels
 from maskgit.inpainter import Inpainter
-from maskgit.masks import make_holes
+from maskgit.masks import make_holes, mean_of
 from maskgit.pyramid import around_thick_parts, doubled, fill_picture, halved
 from utils import finish
 
@@ -19,8 +19,8 @@ PICTURE = np.random.default_rng(1).integers(256, size=(45, 62, 3), dtype=np.uint
 
 
 def filled_by(canvas: Canvas, seed: int = 0, feather: int = 0) -> np.ndarray:
-    *_, state = canvas.steps(seed)
-    canvas.finish(state, seed)
+    ways = [canvas, canvas.twin] if canvas.twin else [canvas]
+    canvas.render(*([*way.steps(seed)][-1] for way in ways))
     return canvas.paste(canvas.raw, feather)
 
 
@@ -107,6 +107,54 @@ def test_a_self_ensemble_fills_a_mirrored_picture_with_the_mirror_image(coarse):
         assert np.abs(one - np.mean(ways, axis=0)).max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(45, 62), (44, 60), (7, 9)])
+@pytest.mark.parametrize("options", [{}, {"token_rule": "majority", "pre_fill": False}])
+def test_a_self_ensemble_is_the_mean_with_the_mirrored_picture_whatever_its_size(inpainter, shape, options):
+    height, width = shape
+    pixels, hole = PICTURE[:height, :width], hole_at((2, 3, 6, 8), (1, 1, 2, 3), shape=shape)
+    decoding = inpainter.decoding.changed(**options)
+    beyond = [(0, max(SIZE, -(-side // 4) * 4) - side) for side in shape]
+    whole, missing = np.pad(pixels, [*beyond, (0, 0)], mode="symmetric"), np.pad(hole, beyond, mode="symmetric")
+    painted = mirrored(paint_picture(inpainter, whole, missing, decoding))
+    twin = Canvas(inpainter, mirrored(whole), mirrored(missing), decoding, guess=painted)
+    ways = filled_by(Canvas(inpainter, pixels, hole, decoding)), mirrored(filled_by(twin))[:height, :width]
+    canvas = Canvas(inpainter, pixels, hole, decoding.changed(self_ensemble=True))
+    ensemble = filled_by(canvas)
+    assert np.abs(ensemble - np.mean(ways, axis=0)).max() <= 0.5
+    if not decoding.pre_fill:  # its encoder sees grey
+        grey = Canvas(inpainter, mirrored(whole), mirrored(missing), decoding)
+        assert torch.equal(canvas.twin.tokens, grey.tokens)
+    assert np.array_equal(ensemble[~hole], pixels[~hole]) and np.abs(ways[0].astype(int) - ways[1])[hole].max() > 5
+
+
+def test_the_mirrored_half_of_a_self_ensemble_is_filled_step_by_step_too(inpainter, monkeypatch):
+    calls, predict = [], inpainter.predict
+    monkeypatch.setattr(inpainter, "predict", lambda tokens: calls.append(len(tokens)) or predict(tokens))
+    decoding, hole, seen = inpainter.decoding.changed(self_ensemble=True), hole_at((10, 10, 30, 40)), []
+    steps = fill_picture(inpainter, PICTURE, hole, decoding=decoding, coarse=False)
+    finish(steps, lambda step: seen.append((len(calls), step)))
+    numbers, shares = [step.state.step for _, step in seen], [step.share for _, step in seen]
+    assert numbers == [1, 2, 3, 4] + [4] * 4 and seen[-1][0] == len(calls) > seen[3][0]
+    assert shares == sorted(shares) and shares[3] == 0.5 and shares[-1] == 1
+
+
+def test_raw_of_pictures_of_another_size_is_that_of_the_self_ensemble(inpainter):
+    hole = hole_at((10, 10, 20, 40))  # thinner than a window
+    both, one = (inpainter(PICTURE, hole, self_ensemble=ensemble) for ensemble in (True, False))
+    assert torch.equal(both.images[0][:, hole], both.raw[0][:, hole]) and torch.equal(both.tokens, one.tokens)
+    assert (both.raw.int() - one.raw)[0][:, hole].abs().float().mean() > 1
+
+
+def test_a_painted_image_that_is_given_is_mirrored_with_the_image(inpainter):
+    images, hole, painted = noise(2), make_holes("walk", 2, SIZE), noise(2, seed=9)
+    decoding = inpainter.decoding.changed(token_rule="majority")
+    ways = [(images, hole, painted), (images.flip(-1), hole.flip(-1), painted.flip(-1))]
+    one, other = (inpainter.complete(*way[:2], [3, 4], decoding=decoding, painted=way[2]).raw for way in ways)
+    both = inpainter.complete(*ways[0][:2], [3, 4], decoding=decoding.changed(self_ensemble=True), painted=painted)
+    assert torch.equal(both.raw, mean_of(one, other.flip(-1)))
+    assert not torch.equal(one, inpainter.complete(images, hole, [3, 4], decoding=decoding).raw)
+
+
 def test_windows_far_from_the_hole_are_never_computed(inpainter, monkeypatch):
     seen = []
     predict = inpainter.predict
@@ -143,8 +191,7 @@ def test_feathering_blends_known_pixels_near_the_hole_alone(inpainter):
 def test_a_feathered_hole_has_no_smooth_rim(inpainter):
     hole = hole_at((10, 10, 30, 40))
     canvas = Canvas(inpainter, PICTURE, hole)
-    *_, state = canvas.steps(0)
-    canvas.finish(state, 0)
+    filled_by(canvas)
     assert np.array_equal(canvas.paste(canvas.raw, rim=0.5), smooth_rim(canvas.paste(canvas.raw), hole, 0.5))
     assert np.array_equal(canvas.paste(canvas.raw, 3, rim=0.5), canvas.paste(canvas.raw, 3))
 

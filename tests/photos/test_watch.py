@@ -70,6 +70,18 @@ def test_windows_show_what_is_hidden_grey_and_coarse_scales_in_their_place(inpai
     assert not (coarse[thick] == GREY).all(axis=2).any() and (frames[0][thin] == GREY).all()
 
 
+def test_while_a_mirror_image_is_filled_no_picture_is_shown_twice(inpainter, photo):
+    alone, both = (
+        WatchedWindows(inpainter, photo, 5, 1, inpainter.decoding.changed(self_ensemble=ensemble))
+        for ensemble in (False, True)
+    )
+    told = [[line for _, line, _ in watched.steps()] for watched in (alone, both)]
+    assert told[1] == [*told[0], *[told[0][-1]] * len(told[0])]
+    assert all(np.array_equal(*pair) for pair in zip(alone.film(1), both.film(1), strict=True))
+    (expected,), _ = fill_photo(inpainter, photo, 5, 1, inpainter.decoding.changed(self_ensemble=True))
+    assert np.array_equal(both.completions()[0], expected) and not np.array_equal(alone.completions()[0], expected)
+
+
 def test_windows_over_an_encoder_that_sees_more_than_a_patch_are_refused_at_once(photo):
     conv = Inpainter(vqgan(CONV), transformer(), DECODING, "cpu")
     with pytest.raises(ValueError, match="windows need a VQGAN whose encoder sees each patch alone"):
