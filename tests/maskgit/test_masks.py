@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label
 
-from maskgit.masks import FAMILIES, SCHEDULES, composite, make_holes, schedule, to_hidden, walk
+from maskgit.masks import FAMILIES, SCHEDULES, composite, make_holes, mean_of, schedule, to_hidden, walk
 from utils import ROOT
 
 GRID, N = 16, 256
@@ -230,6 +230,13 @@ def test_to_hidden_refuses_what_is_not_a_hole():
 
 
 # --- compositing ---
+
+
+def test_the_mean_of_two_rounds_halves_up_and_changes_neither():
+    one, other = torch.meshgrid(*[torch.arange(256, dtype=torch.uint8)] * 2, indexing="ij")
+    before = one.clone()
+    assert torch.equal(mean_of(one, other), ((one.double() + other.double()) / 2 + 0.5).floor().to(torch.uint8))
+    assert torch.equal(one, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
