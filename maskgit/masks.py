@@ -203,7 +203,7 @@ def to_hidden(hole: Tensor, grid: int | tuple[int, int], margin: int = 0, rule: 
 
 def mean_of(one: Tensor, other: Tensor) -> Tensor:
     """The mean of two uint8 tensors, halves rounded up."""
-    return one.to(torch.int16).add_(other).add_(1).bitwise_right_shift_(1).to(torch.uint8)  # in place: pictures are large
+    return one.to(torch.int16).add_(other).add_(1).bitwise_right_shift_(1).to(torch.uint8)  # in place, for large ones
 
 
 def composite(filled: Tensor, images: Tensor, hole: Tensor) -> Tensor:
