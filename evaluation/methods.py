@@ -29,11 +29,7 @@ from photos.photo import read_photo
 from utils import ROOT, images_at_once, mix, uses_bfloat16
 
 NETWORKS = ("vqgan", "transformer")
-LATER = {
-    "guess": "navier_stokes",
-    "rim": 0.0,
-    "self_ensemble": False,
-}  # of decoding: as it was before there was a choice
+LATER = {"guess": "navier_stokes", "rim": 0.0, "self_ensemble": False}  # of decoding: before there was a choice
 DRAWS = 2  # the rule by which a seed becomes draws, counted up when the same seed comes to give another result
 RINGS = 4  # of tokens around a hole in which the leak is measured
 FORMER_KINDS = {"floor": "vq_reconstruction"}  # as configs and rows.csv called them before

@@ -164,7 +164,8 @@ class Completer(Codec):
             the other images nor on the number of completions
         batch_size: rows at once (None: `images_at_once`); no result depends on it, nor does the memory that the
             networks need grow with the number of images
-        on_step: called after every iteration of every batch with its rows of the result and the State
+        on_step: called after every iteration of every batch with its rows of the result and the State; not for mirror
+            images
         margin: rings of tokens hidden around the hole
         decoding: None: the checkpoint's
         painted: what `paint` gives, where the caller has it already; None: it is made here, once an image
