@@ -156,19 +156,19 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _stages_agree(self):
+        training = self.vqgan_training
         if self.transformer.codes != self.vqgan.codebook.codes:
             raise ValueError(f"transformer.codes {self.transformer.codes} and vqgan.codebook.codes "
                              f"{self.vqgan.codebook.codes} must be equal")  # fmt: skip
-        if self.vqgan_training.holes and not (self.vqgan.decoder.known_width and self.vqgan_training.init):
+        if training.holes and not (self.vqgan.decoder.known_width and training.init):
             raise ValueError("vqgan_training.holes trains a decoder that reads known pixels on top of a trained VQGAN: "
                              "set vqgan.decoder.known_width and vqgan_training.init")  # fmt: skip
-        if self.vqgan_training.holes and self.vqgan.decoder.pre_filled and not self.decoding.pre_fill:
+        if training.holes and self.vqgan.decoder.pre_filled and not self.decoding.pre_fill:
             raise ValueError("vqgan.decoder.pre_filled learns from holes as decoding shows them: set decoding.pre_fill")
-        if self.vqgan_training.guesses.transformer and not self.vqgan_training.holes:
+        if training.guesses.transformer and not training.holes:
             raise ValueError("vqgan_training.guesses stand in hidden tokens: set vqgan_training.holes")
-        if self.vqgan_training.guesses.expected and not self.vqgan_training.guesses.transformer:
+        if training.guesses.expected and not training.guesses.transformer:
             raise ValueError("vqgan_training.guesses.expected is of guesses: set vqgan_training.guesses.transformer")
-        training = self.vqgan_training
         if training.blank and (training.guesses.transformer or training.token_noise or not training.holes):
             raise ValueError(
                 "vqgan_training.blank hides tokens: set vqgan_training.holes, no guesses and no token_noise"

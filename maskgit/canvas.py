@@ -107,13 +107,14 @@ class Canvas:
         self.predictor = WindowPredictor(self.windows, predict, self.mask_id, self.batch_size, inpainter.device)
         self.pull = None  # (n, e): what is added to the logits, times the codes
         if trusted is not None:
-            follow = self.windows.gather(self._padded(trusted)[..., None]).flatten(1).any(dim=1, keepdim=True)
+            trusted = self._padded(trusted)
+            follow = self.windows.gather(trusted[..., None]).flatten(1).any(dim=1, keepdim=True)
             self.pull = trust * latents * follow.to(latents.device)
         self.twin = self.raw = None
         if self.decoding.self_ensemble:
             self.twin = Canvas(
                 inpainter, mirrored(padded), mirrored(missing), self.decoding.changed(self_ensemble=False),
-                guess=mirrored(painted), trusted=None if trusted is None else mirrored(self._padded(trusted)),
+                guess=mirrored(painted), trusted=None if trusted is None else mirrored(trusted),
                 trust=trust, margin=margin, batch_size=batch_size,
             )  # fmt: skip
 

@@ -129,13 +129,14 @@ def build(cls, path, config=None, section: str | None = None):
 
 def _without_memory(cls, settings: Settings, path) -> nn.Module:
     """A `cls` whose tensors have shapes alone. Raises ValueError where the settings ask for more than memory holds."""
+    too_large = ValueError(f"{path}: its settings ask for a network that is too large")
     try:
         with torch.device("meta"):
             module = cls(settings)
     except (RuntimeError, TypeError, OverflowError) as error:  # shapes beyond 64 bits
-        raise ValueError(f"{path}: its settings ask for a network that is too large") from error
+        raise too_large from error
     if sum(buffer.nbytes for buffer in module.buffers()) > MOST_BUFFERS:  # some are in no file
-        raise ValueError(f"{path}: its settings ask for a network that is too large")
+        raise too_large
     return module
 
 
